@@ -1,0 +1,484 @@
+"""What the scripts share and a reader may skip: flags, data, formulas, run folder, pictures.
+
+Everywhere: a picture is a float tensor in [0, 1], (B, C, H, W); a loss is in nats per image, (B,),
+summed over pixels or latent units; `logvar` is the log of the variance.
+"""
+import argparse
+import contextlib
+import csv
+import math
+import os
+import platform
+import shlex
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+NAMED = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10")
+
+
+def check(good, message, status=2):
+    """Unless `good`, end the program with one line that names the flag or file and the remedy."""
+    if not good:
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        raise SystemExit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, no abbreviations, and @files that may hold comments."""
+
+    def __init__(self, script, description):
+        super().__init__(f"{script}.py", None, description, fromfile_prefix_chars="@",
+                         allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.script = script
+
+    def error(self, message):
+        check(False, message)
+
+    def convert_arg_line_to_args(self, line):
+        return [] if line.startswith("#") or not line.strip() else [line]
+
+
+def number(kind, low, above=False):
+    """An argparse type: a finite int or float, at least `low`, or above it."""
+    def convert(text):
+        value = kind(text)
+        if not low <= value < math.inf or above and value == low:
+            bound = "above" if above else "at least"
+            raise argparse.ArgumentTypeError(f"must be {bound} {low}, not {text}")
+        return value
+    convert.__name__ = kind.__name__   # argparse names it when the text is no number at all
+    return convert
+
+
+def add_plumbing_flags(parser):
+    """The flags every training script has: one place for their spelling, order and help."""
+    add = parser.add_argument
+    add("--dataset", default="MNIST",
+        help=f"digits (needs no download), {', '.join(NAMED)}, an image folder or an .npz file")
+    add("--data", default="data", help="folder of the named data sets, downloaded on first use")
+    add("--train-size", type=number(int, 1), help="train on a fixed random subset of this size")
+    add("--test-size", type=number(int, 1), help="test on a fixed random subset of this size")
+    add("--image-size", type=number(int, 1), help="crop to square, resize to this side")
+    add("--seed", type=number(int, 0), default=1, help="seed of weights and noise")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if it can")
+    add("--out", help="run folder to make (default: results/SCRIPT-DATASET, then -2, -3 ...)")
+    add("--resume", help="go on with the run of this folder or checkpoint, with its own flags")
+    add("--save-every", type=number(int, 1), default=10, help="epochs between kept checkpoints")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
+    add("--amp", action="store_true", help="train with matrix products in bfloat16")
+    add("--quiet", action="store_true", help="print nothing but errors")
+
+
+def parse_flags(parser, argv, overrides):
+    """Flags from a command line and from keywords: latent=2 is --latent=2, True a bare switch. With
+    --resume the stored flags are the defaults. Returns the flags, and the checkpoint or None."""
+    argv = list(argv)
+    for name, value in overrides.items():
+        flag = "--" + name.replace("_", "-")
+        if value is not None and value is not False:
+            argv.append(flag if value is True else f"{flag}={value}")
+    args, checkpoint = parser.parse_args(argv), None
+    if getattr(args, "resume", None):
+        checkpoint = load_checkpoint(args.resume)
+        script, stored, done = (checkpoint[key] for key in ("script", "args", "epoch"))
+        check(script == parser.script, f"--resume {args.resume} is a run of {script}.py: use that")
+        parser.set_defaults(**stored)
+        args = parser.parse_args(argv)
+        # A schedule that is laid out over all epochs cannot be stretched.
+        fixed = args.lr_schedule in ("onecycle", "cosine") or args.beta_schedule != "constant"
+        free = {"data", "device", "save_every", "quiet"} | ({"epochs"} if not fixed else set())
+        for name in {"out", *stored} - free:
+            check(getattr(args, name) == stored.get(name), f"--{name.replace('_', '-')} cannot "
+                  "change on --resume, which goes on in its folder with its flags; leave it away")
+        check(args.epochs > done, f"--resume {args.resume}: all {done} epochs are done"
+              + ("; start a longer run" if fixed else f"; raise --epochs above {done}"))
+    args.command = shlex.join([parser.prog, *argv])
+    return args, checkpoint
+
+
+def pick_device(name):
+    """The torch.device of a flag; `auto` is the machine's accelerator, if it has one."""
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:   # the only sure way to learn whether a device works
+        return torch.empty(0, device=best if name == "auto" else name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        check(False, f"--device {name} is not to be had; take auto, which is {best}, or cpu")
+
+
+class Data(NamedTuple):
+    """A data set, whole, on the device: x uint8 (N, C, H, W), y int64 (N,), zeros if unlabelled."""
+    name: str
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: list   # the labels' names; empty if unlabelled
+
+
+def load_data(dataset, folder="data", device="cpu", image_size=None, train_size=None,
+              test_size=None):
+    """Read a data set by name or path (see --dataset), resize it and take subsets."""
+    path = Path(dataset)
+    if dataset == "digits":
+        *split, classes = read_digits()
+    elif dataset in NAMED:
+        *split, classes = read_named(dataset, folder)
+    elif path.is_dir():
+        *split, classes = read_folder(path, image_size)
+    else:
+        check(path.suffix == ".npz" and path.is_file(), f"--dataset {dataset}: no such data set; "
+              f"give one of digits, {', '.join(NAMED)}, an image folder or an .npz file")
+        *split, classes = read_npz(path)
+    for i, part, size in ((0, "train", train_size), (2, "test", test_size)):
+        x, y = split[i:i + 2]
+        check(not size or size <= len(x), f"--{part}-size {size}: there are only {len(x)} images")
+        if size:   # drawn with a seed of its own, so that every --seed sees the same images
+            keep = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:size]
+            x, y = x[keep.sort().values], y[keep.sort().values]
+        split[i:i + 2] = resize(x, image_size).to(device), y.to(device)
+    return Data(path.stem, *split, classes)
+
+
+def read_digits():
+    """scikit-learn's 1,797 handwritten digits, 8x8 in 17 greys, brought to 28x28 as MNIST's are."""
+    from sklearn.datasets import load_digits
+    x, y = map(torch.from_numpy, load_digits(return_X_y=True))
+    x = F.interpolate(x.float().view(-1, 1, 8, 8) / 16, size=20, mode="bicubic").clamp(0, 1)
+    x, y = F.pad(x, (4, 4, 4, 4)).mul(255).round().byte(), y.long()
+    return x[:1500], y[:1500], x[1500:], y[1500:], [str(digit) for digit in range(10)]
+
+
+def read_named(name, folder):
+    """A torchvision data set, downloaded if `folder` lacks it; gives up after 10 s of silence."""
+    from torchvision import datasets
+    kind, patience = getattr(datasets, name), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)
+    try:
+        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+            train, test = (kind(folder, train=train, download=True) for train in (True, False))
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        place = Path(folder) if name == "CIFAR10" else Path(folder, name, "raw")
+        files = [kind.filename] if name == "CIFAR10" else [file for file, _ in kind.resources]
+        check(False, f"--dataset {name} is not whole in {place} nor to be downloaded ({error}); "
+              f"put {', '.join(files)} there, or take --dataset digits")
+    finally:
+        socket.setdefaulttimeout(patience)
+    y_train, y_test = torch.as_tensor(train.targets), torch.as_tensor(test.targets)
+    classes = [label.split(" - ")[0] for label in train.classes]   # MNIST has "0 - zero"
+    return channels_first(train.data), y_train, channels_first(test.data), y_test, classes
+
+
+def read_npz(path):
+    """The Keras keys: x_train, x_test uint8 (N, H, W) or (N, H, W, C); y_train, y_test (N,) or
+    (N, 1), or no labels; `classes`, the labels' names, if at hand."""
+    try:
+        with np.load(path, allow_pickle=False) as file:   # a pickle could run any code
+            part = dict(file)
+    except Exception as error:   # a file that is something else can raise anything
+        check(False, f"--dataset {path}: {error}; store plain arrays with numpy.savez")
+    found = f"--dataset {path}: {', '.join(f'{k} {v.dtype} {v.shape}' for k, v in part.items())}"
+    pairs = [(part.get(f"x_{key}", np.empty(0)), part.get(f"y_{key}")) for key in ("train", "test")]
+    check(all(x.dtype == np.uint8 and x.size and x.ndim > 2 and x.shape[3:] in ((), (1,), (3,))
+              and x.shape[1:] == pairs[0][0].shape[1:] for x, _ in pairs), f"{found}; it needs "
+          "x_train and x_test, uint8 (N, H, W) or (N, H, W, 1 or 3), alike in all but N")
+    labelled = pairs[0][1] is not None or pairs[1][1] is not None
+    check(not labelled or all(y is not None and y.dtype.kind in "iu" and y.shape in
+                              ((len(x),), (len(x), 1)) for x, y in pairs),
+          f"{found}; it needs whole numbers (N,) as y_train and y_test, or neither")
+    images = [channels_first(x) for x, _ in pairs]
+    labels = [torch.tensor(y.astype(np.int64)).view(-1) if labelled else torch.zeros(len(x)).long()
+              for x, y in pairs]
+    (low, high), most = torch.cat(labels).aminmax(), min(labels[0].max() + 1, len(labels[0]))
+    classes = [str(label) for label in part.get("classes", range(most))]
+    check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} are "
+          f"out of range; make them 0 to {len(classes) - 1}, all of them in the training set")
+    return images[0], labels[0], images[1], labels[1], classes if labelled else []
+
+
+def read_folder(root, size=None):
+    """Pictures in `root` or in one sub-folder per class; or the same below train/ and test/, else
+    every tenth of the sorted files is test."""
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        train, test = list_pictures(root / "train"), list_pictures(root / "test")
+    else:
+        files = list_pictures(root)
+        check(len(files) >= 10, f"--dataset {root}: {len(files)} pictures; a test set needs 10")
+        train, test = [file for i, file in enumerate(files) if i % 10 != 9], files[9::10]
+    classes = sorted({label for _, label in train + test if label})
+    x = read_pictures([file for file, _ in train + test], size)
+    y = torch.tensor([classes.index(label) if classes else 0 for _, label in train + test])
+    return x[:len(train)], y[:len(train)], x[len(train):], y[len(train):], classes
+
+
+def list_pictures(root):
+    """Sorted (file, class) pairs; the class is "" where pictures lie in `root` itself."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+    files = [file for pattern in ("*", "*/*") for file in sorted(root.glob(pattern))
+             if file.suffix.lower() in IMG_EXTENSIONS and file.name[0] != "."]
+    pairs = [(file, "" if file.parent == root else file.parent.name) for file in files]
+    check(files, f"--dataset {root}: no pictures ({' '.join(IMG_EXTENSIONS)}) in it")
+    check(len({label == "" for _, label in pairs}) == 1,
+          f"--dataset {root}: pictures beside folders of pictures; sort all into folders, or none")
+    return pairs
+
+
+def read_pictures(files, size=None):
+    """uint8 (N, C, H, W): grey if all are grey, else RGB; resized, or of one size already."""
+    from PIL import Image, ImageOps
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                check(image.mode[0] not in "IF", f"{file}: over 8 bits a channel; save it with 8")
+                mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+                image = ImageOps.exif_transpose(image).convert(mode)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            check(False, f"{file} is not a whole picture ({error}); repair or remove it")
+        pictures.append(resize(channels_first(np.array(image)[None]), size))
+        check(pictures[-1].shape[2:] == pictures[0].shape[2:],
+              f"{file} and {files[0]} differ in size; bring all to one with --image-size")
+    channels = max(x.shape[1] for x in pictures)
+    return torch.cat([x.expand(-1, channels, -1, -1) for x in pictures])
+
+
+def channels_first(x):
+    """(N, H, W) or (N, H, W, C) -> (N, C, H, W)."""
+    x = torch.as_tensor(x)
+    return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+
+
+def resize(x, size):
+    """Crop the centre square and resize it, antialiased; uint8 (N, C, H, W). No size, no change."""
+    if not size or x.shape[2:] == (size, size):
+        return x
+    from torchvision.transforms.v2 import functional as transforms
+    side = min(x.shape[2:])
+    return transforms.resize(transforms.center_crop(x, [side, side]), [size, size], antialias=True)
+
+
+def batches(x, y, batch_size, shuffle):
+    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short. The set
+    lies on the device as uint8, so that a batch is one indexing: no workers, no transfers."""
+    n = len(x)
+    order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
+    for index in order.split(batch_size):
+        yield x[index] / 255, y[index]
+
+
+def gaussian_kl(mu, logvar):
+    """KL(N(mu, diag(exp(logvar))) || N(0, I)) in nats per image: (B, d), (B, d) -> (B,). Never
+    below 0, which it is at mu = logvar = 0. Kingma & Welling 2014 (arXiv 1312.6114), appendix B."""
+    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
+
+
+def bernoulli_nll(logits, x):
+    """-log p(x) of Bernoulli pixels in nats per image: (B, ...), x (B, ...) in [0, 1] -> (B,). On
+    grey pixels, neither 0 nor 1, this is a cross-entropy and the likelihood of nothing."""
+    # -x log s - (1 - x) log(1 - s), s = sigmoid(logits)
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+
+
+def active_units(mu):
+    """How many of the d posterior means have a variance above 0.01 over the data: (N, d) -> int
+    (Burda et al. 2016, arXiv 1509.00519)."""
+    return int((mu.var(0, unbiased=False) > 0.01).sum())
+
+
+def start_run(parser, argv, overrides, checks, labels=False):
+    """What every training script does first: flags and their `checks`, data (labelled if
+    `labels`), run folder, seed. Returns flags, data, folder and the checkpoint to resume."""
+    args, checkpoint = parse_flags(parser, argv, overrides)
+    out, resume, command = (args.__dict__.pop(name) for name in ("out", "resume", "command"))
+    checks(args)
+    check(not out or free_folder(out) == out,
+          f"--out {out} holds a run; take another folder, or go on with --resume {out}")
+    data = load_data(args.dataset, args.data, pick_device(args.device), args.image_size,
+                     args.train_size, args.test_size)
+    check(len(data.classes) > 1 or not labels,
+          f"--dataset {args.dataset} has no labels, which {parser.prog} needs; use vae.py")
+    if checkpoint:
+        folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
+        lines = (folder / "log.csv").read_text().splitlines(keepends=True)
+        with atomic(folder / "log.csv") as file:   # without the rows newer than the checkpoint
+            file.write("".join(lines[:1 + checkpoint["epoch"]]).encode())
+    else:
+        folder = Path(out or free_folder(f"results/{parser.script}-{data.name}"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_args(folder / "args.txt", args, command)
+        except OSError as error:
+            check(False, f"--out {folder}: {error.strerror}; take a folder that can be written")
+    torch.manual_seed(args.seed)
+    return args, data, folder, checkpoint
+
+
+def free_folder(base):
+    """`base`, or the first of base-2, base-3 ... that holds no run."""
+    names = [base, *(f"{base}-{i}" for i in range(2, 10_000))]
+    return next(name for name in names if not Path(name, "log.csv").exists())
+
+
+def write_args(path, args, command):
+    """All flags, one a line, to be read with @; above them, in comments, command and machine."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
+    lines = [f"# python {command}", f"# python {platform.python_version()}, torch "
+             f"{torch.__version__}, {os.cpu_count()} {platform.machine()} cores, {gpu}"]
+    for name, value in vars(args).items():
+        if value is not None and value is not False:
+            lines.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def read_log(folder):
+    """The rows of a run's log as {column: float, or None where empty}."""
+    with open(Path(folder, "log.csv"), newline="") as file:
+        return [{k: float(v) if v else None for k, v in row.items()}
+                for row in csv.DictReader(file)]
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """A file that takes the place of `path` once it is whole: a kill leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def save_epoch(row, args, script, data, folder, state):
+    """Append the epoch's {column: number or None} to the log, then write the checkpoint: tensors
+    and plain values, {name: thing with a state_dict} in `state`. Returns if figures are due."""
+    with open(folder / "log.csv", "a", newline="") as file:   # closed, so flushed, every epoch
+        writer = csv.writer(file)
+        if row["epoch"] == 1:
+            writer.writerow(row)
+        writer.writerow("" if value is None else f"{value:.6g}" for value in row.values())
+    gpu = torch.cuda.get_rng_state_all() if data.x_train.is_cuda else []
+    shape = list(data.x_train.shape[1:])
+    with atomic(folder / "checkpoint.pt") as file:
+        torch.save({"script": script, "args": vars(args), "epoch": row["epoch"],
+                    "data": {"name": data.name, "shape": shape, "classes": data.classes},
+                    "rng": {"cpu": torch.get_rng_state(), "cuda": gpu},
+                    **{name: thing.state_dict() for name, thing in state.items()}}, file)
+    keep = row["epoch"] % args.save_every == 0 or row["epoch"] == args.epochs
+    if keep:
+        shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{row['epoch']:03d}.pt")
+    return keep or row["epoch"] in (1, 2, 5)
+
+
+def load_checkpoint(path):
+    """The checkpoint in a run folder or file."""
+    file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
+    check(file.is_file(), f"--resume {path}: no file {file}; give a run folder or a checkpoint")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        assert {"script", "args", "epoch", "data", "rng"} <= checkpoint.keys()
+    except Exception:   # a file that is something else can raise anything
+        check(False, f"--resume {path}: {file} is no checkpoint of these scripts; give another")
+    return checkpoint
+
+
+def restore(checkpoint, state):
+    """Load a checkpoint, if any, into {name: thing with a state_dict}. Returns the next epoch."""
+    if checkpoint is None:
+        return 1
+    for name, thing in state.items():
+        thing.load_state_dict(checkpoint[name])
+    torch.set_rng_state(checkpoint["rng"]["cpu"])
+    if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    return checkpoint["epoch"] + 1
+
+
+def epoch_means(sums, count, epoch):
+    """Means per image of [{column: sum over a batch}]; a sum that is not finite ends the run."""
+    # The one synchronisation of an epoch, and double: sums of many batches outgrow 24 bits.
+    table = torch.stack([torch.stack([*batch.values()]) for batch in sums]).cpu().double()
+    for step, values in enumerate(table, 1):
+        bad = [column for column, fine in zip(sums[0], values.isfinite(), strict=True) if not fine]
+        check(not bad, f"{bad and bad[-1]} is not finite in step {step} of epoch {epoch}; the last "
+              "checkpoint is kept; try a smaller --lr", status=1)
+    return dict(zip(sums[0], (table.sum(0) / count).tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def progress(args, script, folder, first, images):
+    """A bar on a terminal, else a line an epoch. Yields report(row). Ctrl-C says how to go on."""
+    from tqdm import tqdm
+    bar = tqdm(total=args.epochs, initial=first - 1, unit="epoch",
+               disable=args.quiet or not sys.stderr.isatty())
+
+    def report(row):
+        text = f"test loss {row['test_loss']:.2f}, {images / row['seconds']:,.0f} images/s"
+        bar.set_postfix_str(text)
+        bar.update()
+        if bar.disable and not args.quiet:
+            print(f"epoch {row['epoch']}/{args.epochs}: {text}", flush=True)
+
+    try:
+        with bar:
+            yield report
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: python {script}.py --resume {shlex.quote(str(folder))}"
+              if (folder / "checkpoint.pt").exists() else "\nstopped before the first epoch's end")
+        raise SystemExit(130) from None
+
+
+def save_grid(path, images, columns, names=()):
+    """Write pictures (N, C, H, W) row by row, `columns` to a row, the rows' names at the left."""
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.utils import make_grid
+    scale = max(1, 64 // images.shape[-1])   # enlarge the small ones for the eye, pixel by pixel
+    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=1).clamp(0, 1)
+    grid = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
+    font = ImageFont.load_default(size=14)
+    margin = max((int(font.getlength(name)) + 8 for name in names), default=0)
+    page = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    page.paste(grid, (margin, 0))
+    for row, name in enumerate(names):
+        middle = 2 + (row + 0.5) * (images.shape[2] + 2)
+        ImageDraw.Draw(page).text((margin - 4, middle), name, "black", font, anchor="rm")
+    page.save(path)
+
+
+def save_curves(path, rows, models):
+    """Train and test loss, recon and KL by epoch, of {model's name: prefix of its columns}."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, term in zip(figure.subplots(1, 3), ("loss", "recon", "kl"), strict=True):
+        for i, (name, prefix) in enumerate(models.items()):
+            for part, style in (("train", "--"), ("test", "-")):
+                values = [row[f"{prefix}{part}_{term}"] for row in rows]
+                axes.plot([row["epoch"] for row in rows], values, style, marker=".",
+                          color=f"C{i}", label=f"{name} {part}")
+        axes.set(title=term, xlabel="epoch", ylabel="nats per image")
+    axes.legend()
+    figure.savefig(path)
+
+
+def save_latent(path, means, data, fixed):
+    """Test set's posterior means, {model's name: (N, 2)}, coloured by class; `fixed` axes reach 5
+    deviations of the prior; an autoencoder's codes have no such scale."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
+    panels = figure.subplots(1, len(means), squeeze=False)[0]
+    for axes, (name, mu) in zip(panels, means.items(), strict=True):
+        for label in data.y_test.unique().tolist():
+            axes.scatter(*mu[data.y_test == label].cpu().T, s=3, color=f"C{label % 10}",
+                         label=data.classes[label] if data.classes else None)
+        axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
+        if fixed:
+            axes.set(xlim=(-5, 5), ylim=(-5, 5))
+    if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
+        axes.legend(markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path)
