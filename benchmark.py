@@ -1,7 +1,7 @@
 """Speed of vae.py's loop beside the usual one, and beside its bare matrix products.
 
 The usual loop is the same network fed by a torchvision data set and a DataLoader, with Adam as it
-comes and loss.item() in every step. Each loop runs in a process of its own, in turn, and the medians
+comes and loss.item() in every step. Each loop runs in its own process, in turn, and the medians
 of the rounds are printed: ratios hold on a busy machine, single times do not.
 
     python benchmark.py
@@ -15,13 +15,13 @@ import time
 import torch
 
 import vae
-from common import Parser, check, load_data, number, parse_flags
+from common import check, load_data, make_parser, number, parse_flags
 
 LOOPS = ("usual", "ours", "ours --amp", "ours --compile", "matrix products")
 
 
 def flags():
-    parser = Parser("benchmark", "Time an epoch of 784-400-20, batch 128: training, then test.")
+    parser = make_parser("benchmark", "Time an epoch of 784-400-20, batch 128.")
     add = parser.add_argument
     add("--data", default="data", help="folder of MNIST")
     add("--train-size", type=number(int, 128), help="use fewer training images")

@@ -6,7 +6,6 @@ summed over pixels or latent units; `logvar` is the log of the variance.
 import argparse
 import contextlib
 import csv
-import math
 import os
 import platform
 import shlex
@@ -30,26 +29,21 @@ def check(good, message, status=2):
         raise SystemExit(status)
 
 
-class Parser(argparse.ArgumentParser):
+def make_parser(script, description):
     """argparse with one-line errors, no abbreviations, and @files that may hold comments."""
-
-    def __init__(self, script, description):
-        super().__init__(f"{script}.py", None, description, fromfile_prefix_chars="@",
-                         allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        self.script = script
-
-    def error(self, message):
-        check(False, message)
-
-    def convert_arg_line_to_args(self, line):
-        return [] if line.startswith("#") or not line.strip() else [line]
+    parser = argparse.ArgumentParser(f"{script}.py", None, description, fromfile_prefix_chars="@",
+                                     allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: check(False, message)
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() and line[0] != "#" else []
+    return parser
 
 
 def number(kind, low, above=False):
     """An argparse type: a finite int or float, at least `low`, or above it."""
     def convert(text):
         value = kind(text)
-        if not low <= value < math.inf or above and value == low:
+        if not low <= value < float("inf") or above and value == low:
             bound = "above" if above else "at least"
             raise argparse.ArgumentTypeError(f"must be {bound} {low}, not {text}")
         return value
@@ -76,19 +70,21 @@ def add_plumbing_flags(parser):
     add("--quiet", action="store_true", help="print nothing but errors")
 
 
+def as_flags(values):
+    """{"latent": 2, "quiet": True} -> ["--latent=2", "--quiet"]; None and False are left out."""
+    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for name, value in values.items() if value is not None and value is not False]
+
+
 def parse_flags(parser, argv, overrides):
-    """Flags from a command line and from keywords: latent=2 is --latent=2, True a bare switch. With
-    --resume the stored flags are the defaults. Returns the flags, and the checkpoint or None."""
-    argv = list(argv)
-    for name, value in overrides.items():
-        flag = "--" + name.replace("_", "-")
-        if value is not None and value is not False:
-            argv.append(flag if value is True else f"{flag}={value}")
+    """Flags from a command line and from keywords, as in main(latent=2). With --resume the stored
+    flags are the defaults. Returns the flags, and the checkpoint or None."""
+    argv = [*argv, *as_flags(overrides)]
     args, checkpoint = parser.parse_args(argv), None
     if getattr(args, "resume", None):
         checkpoint = load_checkpoint(args.resume)
         script, stored, done = (checkpoint[key] for key in ("script", "args", "epoch"))
-        check(script == parser.script, f"--resume {args.resume} is a run of {script}.py: use that")
+        check(parser.prog == f"{script}.py", f"--resume {args.resume}: go on with {script}.py")
         parser.set_defaults(**stored)
         args = parser.parse_args(argv)
         # A schedule that is laid out over all epochs cannot be stretched.
@@ -184,35 +180,48 @@ def read_npz(path):
     except Exception as error:   # a file that is something else can raise anything
         check(False, f"--dataset {path}: {error}; store plain arrays with numpy.savez")
     found = f"--dataset {path}: {', '.join(f'{k} {v.dtype} {v.shape}' for k, v in part.items())}"
-    pairs = [(part.get(f"x_{key}", np.empty(0)), part.get(f"y_{key}")) for key in ("train", "test")]
-    check(all(x.dtype == np.uint8 and x.size and x.ndim > 2 and x.shape[3:] in ((), (1,), (3,))
-              and x.shape[1:] == pairs[0][0].shape[1:] for x, _ in pairs), f"{found}; it needs "
-          "x_train and x_test, uint8 (N, H, W) or (N, H, W, 1 or 3), alike in all but N")
-    labelled = pairs[0][1] is not None or pairs[1][1] is not None
-    check(not labelled or all(y is not None and y.dtype.kind in "iu" and y.shape in
-                              ((len(x),), (len(x), 1)) for x, y in pairs),
-          f"{found}; it needs whole numbers (N,) as y_train and y_test, or neither")
-    images = [channels_first(x) for x, _ in pairs]
-    labels = [torch.tensor(y.astype(np.int64)).view(-1) if labelled else torch.zeros(len(x)).long()
-              for x, y in pairs]
-    (low, high), most = torch.cat(labels).aminmax(), min(labels[0].max() + 1, len(labels[0]))
-    classes = [str(label) for label in part.get("classes", range(most))]
+    x = [part.get(key, np.empty(0)) for key in ("x_train", "x_test")]
+    check(all(a.dtype == np.uint8 and a.size and a.ndim > 2 and a.shape[3:] in ((), (1,), (3,))
+              and a.shape[1:] == x[0].shape[1:] for a in x), f"{found}; x_train and x_test must be "
+          "uint8 (N, H, W) or (N, H, W, 1 or 3), alike in all but N")
+    labelled = "y_train" in part or "y_test" in part
+    y = [part.get(key, np.empty(0)) if labelled else np.zeros(len(a), np.int64)
+         for key, a in zip(("y_train", "y_test"), x, strict=True)]
+    check(all(b.dtype.kind in "iu" and b.shape in ((len(a),), (len(a), 1)) for a, b in
+              zip(x, y, strict=True)), f"{found}; y_train and y_test must be whole numbers (N,)")
+    y = [torch.from_numpy(b.astype(np.int64)).view(-1) for b in y]
+    (low, high), count = torch.cat(y).aminmax(), min(y[0].max() + 1, len(y[0]))
+    classes = [str(label) for label in part.get("classes", range(count))]
     check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} are "
           f"out of range; make them 0 to {len(classes) - 1}, all of them in the training set")
-    return images[0], labels[0], images[1], labels[1], classes if labelled else []
+    return channels_first(x[0]), y[0], channels_first(x[1]), y[1], classes if labelled else []
 
 
 def read_folder(root, size=None):
     """Pictures in `root` or in one sub-folder per class; or the same below train/ and test/, else
-    every tenth of the sorted files is test."""
+    every tenth of the sorted files is test. Grey if all are grey, else RGB."""
+    from PIL import Image, ImageOps
     if (root / "train").is_dir() and (root / "test").is_dir():
         train, test = list_pictures(root / "train"), list_pictures(root / "test")
     else:
         files = list_pictures(root)
         check(len(files) >= 10, f"--dataset {root}: {len(files)} pictures; a test set needs 10")
         train, test = [file for i, file in enumerate(files) if i % 10 != 9], files[9::10]
+    pictures = []
+    for file, _ in train + test:
+        try:
+            with Image.open(file) as image:
+                check(image.mode[0] not in "IF", f"{file}: over 8 bits a channel; save it with 8")
+                mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+                x = np.array(ImageOps.exif_transpose(image).convert(mode))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            check(False, f"{file} is not a whole picture ({error}); repair or remove it")
+        pictures.append(resize(channels_first(x[None]), size))
+        check(pictures[-1].shape[2:] == pictures[0].shape[2:], f"{file} differs in size from "
+              f"{train[0][0]}; bring all to one with --image-size")
+    channels = max(x.shape[1] for x in pictures)
+    x = torch.cat([x.expand(-1, channels, -1, -1) for x in pictures])
     classes = sorted({label for _, label in train + test if label})
-    x = read_pictures([file for file, _ in train + test], size)
     y = torch.tensor([classes.index(label) if classes else 0 for _, label in train + test])
     return x[:len(train)], y[:len(train)], x[len(train):], y[len(train):], classes
 
@@ -227,25 +236,6 @@ def list_pictures(root):
     check(len({label == "" for _, label in pairs}) == 1,
           f"--dataset {root}: pictures beside folders of pictures; sort all into folders, or none")
     return pairs
-
-
-def read_pictures(files, size=None):
-    """uint8 (N, C, H, W): grey if all are grey, else RGB; resized, or of one size already."""
-    from PIL import Image, ImageOps
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                check(image.mode[0] not in "IF", f"{file}: over 8 bits a channel; save it with 8")
-                mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-                image = ImageOps.exif_transpose(image).convert(mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            check(False, f"{file} is not a whole picture ({error}); repair or remove it")
-        pictures.append(resize(channels_first(np.array(image)[None]), size))
-        check(pictures[-1].shape[2:] == pictures[0].shape[2:],
-              f"{file} and {files[0]} differ in size; bring all to one with --image-size")
-    channels = max(x.shape[1] for x in pictures)
-    return torch.cat([x.expand(-1, channels, -1, -1) for x in pictures])
 
 
 def channels_first(x):
@@ -306,10 +296,10 @@ def start_run(parser, argv, overrides, checks, labels=False):
     if checkpoint:
         folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
         lines = (folder / "log.csv").read_text().splitlines(keepends=True)
-        with atomic(folder / "log.csv") as file:   # without the rows newer than the checkpoint
-            file.write("".join(lines[:1 + checkpoint["epoch"]]).encode())
+        (folder / "log.part").write_text("".join(lines[:1 + checkpoint["epoch"]]))
+        os.replace(folder / "log.part", folder / "log.csv")   # less rows newer than the checkpoint
     else:
-        folder = Path(out or free_folder(f"results/{parser.script}-{data.name}"))
+        folder = Path(out or free_folder(f"results/{parser.prog[:-3]}-{data.name}"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_args(folder / "args.txt", args, command)
@@ -330,10 +320,7 @@ def write_args(path, args, command):
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
     lines = [f"# python {command}", f"# python {platform.python_version()}, torch "
              f"{torch.__version__}, {os.cpu_count()} {platform.machine()} cores, {gpu}"]
-    for name, value in vars(args).items():
-        if value is not None and value is not False:
-            lines.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"))
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines + as_flags(vars(args))) + "\n")
 
 
 def read_log(folder):
@@ -343,36 +330,33 @@ def read_log(folder):
                 for row in csv.DictReader(file)]
 
 
-@contextlib.contextmanager
-def atomic(path):
-    """A file that takes the place of `path` once it is whole: a kill leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def save_epoch(row, args, script, data, folder, state):
-    """Append the epoch's {column: number or None} to the log, then write the checkpoint: tensors
-    and plain values, {name: thing with a state_dict} in `state`. Returns if figures are due."""
+def save_epoch(row, args, script, data, folder, state, bar):
+    """Append {column: number or None} to the log, write the checkpoint (plain values and tensors,
+    `state` being {name: thing with a state_dict}), report. Returns whether figures are due."""
+    epoch, last = row["epoch"], args.epochs
     with open(folder / "log.csv", "a", newline="") as file:   # closed, so flushed, every epoch
         writer = csv.writer(file)
-        if row["epoch"] == 1:
+        if epoch == 1:
             writer.writerow(row)
         writer.writerow("" if value is None else f"{value:.6g}" for value in row.values())
     gpu = torch.cuda.get_rng_state_all() if data.x_train.is_cuda else []
     shape = list(data.x_train.shape[1:])
-    with atomic(folder / "checkpoint.pt") as file:
-        torch.save({"script": script, "args": vars(args), "epoch": row["epoch"],
+    with open(folder / "checkpoint.part", "wb") as file:
+        torch.save({"script": script, "args": vars(args), "epoch": epoch,
                     "data": {"name": data.name, "shape": shape, "classes": data.classes},
                     "rng": {"cpu": torch.get_rng_state(), "cuda": gpu},
                     **{name: thing.state_dict() for name, thing in state.items()}}, file)
-    keep = row["epoch"] % args.save_every == 0 or row["epoch"] == args.epochs
-    if keep:
-        shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{row['epoch']:03d}.pt")
-    return keep or row["epoch"] in (1, 2, 5)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")   # a kill leaves a whole file
+    if epoch % args.save_every == 0 or epoch == last:
+        shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{epoch:03d}.pt")
+    speed = len(data.x_train) / row["seconds"]
+    bar.set_postfix_str(f"test loss {row['test_loss']:.2f}, {speed:,.0f} images/s")
+    bar.update()
+    if bar.disable and not args.quiet:
+        print(f"epoch {epoch}/{last}: {bar.postfix}", flush=True)
+    return epoch in (1, 2, 5, last) or epoch % args.save_every == 0
 
 
 def load_checkpoint(path):
@@ -399,34 +383,14 @@ def restore(checkpoint, state):
     return checkpoint["epoch"] + 1
 
 
-def epoch_means(sums, count, epoch):
-    """Means per image of [{column: sum over a batch}]; a sum that is not finite ends the run."""
-    # The one synchronisation of an epoch, and double: sums of many batches outgrow 24 bits.
-    table = torch.stack([torch.stack([*batch.values()]) for batch in sums]).cpu().double()
-    for step, values in enumerate(table, 1):
-        bad = [column for column, fine in zip(sums[0], values.isfinite(), strict=True) if not fine]
-        check(not bad, f"{bad and bad[-1]} is not finite in step {step} of epoch {epoch}; the last "
-              "checkpoint is kept; try a smaller --lr", status=1)
-    return dict(zip(sums[0], (table.sum(0) / count).tolist(), strict=True))
-
-
 @contextlib.contextmanager
-def progress(args, script, folder, first, images):
-    """A bar on a terminal, else a line an epoch. Yields report(row). Ctrl-C says how to go on."""
+def progress(args, script, folder, first):
+    """A bar over epochs, seen on a terminal only. Ctrl-C says how to go on."""
     from tqdm import tqdm
-    bar = tqdm(total=args.epochs, initial=first - 1, unit="epoch",
-               disable=args.quiet or not sys.stderr.isatty())
-
-    def report(row):
-        text = f"test loss {row['test_loss']:.2f}, {images / row['seconds']:,.0f} images/s"
-        bar.set_postfix_str(text)
-        bar.update()
-        if bar.disable and not args.quiet:
-            print(f"epoch {row['epoch']}/{args.epochs}: {text}", flush=True)
-
+    hidden = args.quiet or not sys.stderr.isatty()
     try:
-        with bar:
-            yield report
+        with tqdm(total=args.epochs, initial=first - 1, unit="epoch", disable=hidden) as bar:
+            yield bar
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python {script}.py --resume {shlex.quote(str(folder))}"
               if (folder / "checkpoint.pt").exists() else "\nstopped before the first epoch's end")
@@ -459,8 +423,8 @@ def save_curves(path, rows, models):
         for i, (name, prefix) in enumerate(models.items()):
             for part, style in (("train", "--"), ("test", "-")):
                 values = [row[f"{prefix}{part}_{term}"] for row in rows]
-                axes.plot([row["epoch"] for row in rows], values, style, marker=".",
-                          color=f"C{i}", label=f"{name} {part}")
+                axes.plot([row["epoch"] for row in rows], values, style, color=f"C{i}",
+                          marker="." if len(rows) < 30 else "", label=f"{name} {part}")
         axes.set(title=term, xlabel="epoch", ylabel="nats per image")
     axes.legend()
     figure.savefig(path)
@@ -473,12 +437,11 @@ def save_latent(path, means, data, fixed):
     figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, mu) in zip(panels, means.items(), strict=True):
-        for label in data.y_test.unique().tolist():
-            axes.scatter(*mu[data.y_test == label].cpu().T, s=3, color=f"C{label % 10}",
-                         label=data.classes[label] if data.classes else None)
+        dots = axes.scatter(*mu.cpu().T, s=3, c=data.y_test.cpu(), cmap="tab10")
         axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
         if fixed:
             axes.set(xlim=(-5, 5), ylim=(-5, 5))
     if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
-        axes.legend(markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
+        names = [data.classes[label] for label in data.y_test.unique()]
+        axes.legend(dots.legend_elements(num=None)[0], names, loc=6, bbox_to_anchor=(1, 0.5))
     figure.savefig(path)

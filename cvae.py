@@ -16,15 +16,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
-from common import Parser, add_plumbing_flags, check, number, start_run
+from common import add_plumbing_flags, check, make_parser, number, start_run
 from common import active_units, batches, bernoulli_nll, gaussian_kl
-from common import epoch_means, progress, read_log, restore, save_epoch
+from common import progress, read_log, restore, save_epoch
 from common import save_curves, save_grid, save_latent
 
 
 def flags():
     """The flags that belong to the lesson; the plumbing is in common.py."""
-    parser = Parser("cvae", "Train a conditional VAE and, beside it, an unconditional twin.")
+    parser = make_parser("cvae", "Train a conditional VAE and, beside it, an unconditional twin.")
     add = parser.add_argument
     add("--no-baseline", action="store_true", help="train the CVAE alone, without its twin")
     add("--hidden", type=number(int, 1), default=500, help="hidden units")
@@ -131,6 +131,17 @@ def beta_at(epoch, args):
     return args.beta * min(1, (epoch - starts[cycle] - 1) / (warmup - 1))
 
 
+def epoch_means(sums, count, epoch):
+    """Means per image of [{column: sum over a batch}]; a sum that is not finite ends the run."""
+    # The one synchronisation of an epoch, and double: sums of many batches outgrow 24 bits.
+    table = torch.stack([torch.stack([*batch.values()]) for batch in sums]).cpu().double()
+    for step, values in enumerate(table, 1):
+        bad = [column for column, fine in zip(sums[0], values.isfinite(), strict=True) if not fine]
+        check(not bad, f"{bad and bad[-1]} is not finite in step {step} of epoch {epoch}; the last "
+              "checkpoint is kept; try a smaller --lr", status=1)
+    return dict(zip(sums[0], (table.sum(0) / count).tolist(), strict=True))
+
+
 def train_step(prefix, learner, terms, x, y, eps, beta, args):
     """One step on one batch. Returns the batch's sums, which stay on the device."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
@@ -224,7 +235,7 @@ def main(argv=(), **overrides):
              for name, part in learner._asdict().items()}
     first = restore(checkpoint, state)
     terms = torch.compile(loss_terms, dynamic=False) if args.compile else loss_terms
-    with progress(args, "cvae", folder, first, len(data.x_train)) as report:
+    with progress(args, "cvae", folder, first) as bar:
         for epoch in range(first, args.epochs + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, "seconds": 0, "lr": learners[""].optimizer.param_groups[0]["lr"]}
@@ -236,9 +247,8 @@ def main(argv=(), **overrides):
             if args.beta == 0:   # an autoencoder has no KL
                 row |= dict.fromkeys(column for column in row if column.endswith("_kl"))
             row["seconds"] = time.perf_counter() - start
-            if save_epoch(row, args, "cvae", data, folder, state):
+            if save_epoch(row, args, "cvae", data, folder, state, bar):
                 save_figures(models, data, folder, epoch, args)
-            report(row)
     return models[""], read_log(folder)
 
 

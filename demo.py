@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import cvae
-from common import Parser, free_folder, load_data, number, parse_flags
+from common import free_folder, load_data, make_parser, number, parse_flags
 
 
 def main(argv=(), **overrides):
     """MNIST, or the built-in digits where there is none. Returns the CVAE and the log."""
-    parser = Parser("demo", "Train a CVAE and its unconditional twin on 6,000 images of MNIST.")
+    parser = make_parser("demo", "Train a CVAE and its twin on 6,000 images of MNIST.")
     parser.add_argument("--data", default="data", help="folder of MNIST, downloaded on first use")
     parser.add_argument("--seed", type=number(int, 0), default=1, help="seed of weights and noise")
     parser.add_argument("--device", default="auto", help="as in cvae.py")

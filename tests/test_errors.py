@@ -11,6 +11,16 @@ import cvae
 import vae
 
 
+class Harm:
+    """Makes a file when it is unpickled: what a stranger's file could do."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
 def refusal(capsys, script, argv=(), **flags):
     """The one line that a run is refused with."""
     with pytest.raises(SystemExit) as stop:
@@ -104,12 +114,8 @@ def test_npz(npz, capsys, replaced, named):
 
 
 def test_files_that_are_no_npz_and_pickles_that_would_run_code(capsys, tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harm"), "w"))
-
-    for name, content in (("text.npz", b"not a zip file"), ("harm.npz", pickle.dumps(Harm())),
-                          ("empty.npz", b"")):
+    harm = pickle.dumps(Harm(tmp_path / "harm"))
+    for name, content in (("text.npz", b"not a zip"), ("harm.npz", harm), ("empty.npz", b"")):
         (tmp_path / name).write_bytes(content)
         assert name in refusal(capsys, vae, dataset=tmp_path / name)
     assert not (tmp_path / "harm").exists()
@@ -129,7 +135,7 @@ def test_out_that_holds_a_run_is_left_alone(capsys, vae_run):
 
 def test_resume(capsys, vae_run, tmp_path):
     folder = vae_run[0]
-    assert "is a run of vae.py" in refusal(capsys, cvae, resume=folder)
+    assert "go on with vae.py" in refusal(capsys, cvae, resume=folder)
     assert "all 2 epochs are done" in refusal(capsys, vae, resume=folder)
     assert "--latent cannot change" in refusal(capsys, vae, resume=folder, latent=3)
     assert "--epochs cannot change" in refusal(capsys, vae, resume=folder, epochs=9)   # onecycle
@@ -138,3 +144,7 @@ def test_resume(capsys, vae_run, tmp_path):
     assert "no checkpoint" in refusal(capsys, vae, resume=tmp_path)
     torch.save({"weights": 1}, tmp_path / "checkpoint.pt")
     assert "no checkpoint" in refusal(capsys, vae, resume=tmp_path / "checkpoint.pt")
+    whole = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(whole | {"data": Harm(tmp_path / "harm")}, tmp_path / "checkpoint.pt")
+    assert "no checkpoint" in refusal(capsys, vae, resume=tmp_path)
+    assert not (tmp_path / "harm").exists()
