@@ -31,6 +31,13 @@ def flags():
     return parser
 
 
+def run_flags():
+    run = vae.flags().parse_args(["--hidden=400", "--lr=1e-3", "--lr-schedule=constant",
+                                  "--likelihood=bernoulli"])
+    vae.check_flags(run)
+    return run
+
+
 def usual(args):
     """The loop of countless tutorials: one image at a time through Python, one wait a step."""
     from torch.utils.data import DataLoader, Subset
@@ -39,7 +46,7 @@ def usual(args):
                    for train in (True, False))
     train = DataLoader(Subset(train, range(args.train_size or len(train))), 128, shuffle=True)
     test = DataLoader(test, batch_size=128)
-    model = vae.VAE((1, 28, 28), 400, 20).to(args.device)
+    model = vae.VAE((1, 28, 28), run_flags()).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def step(x):
@@ -68,10 +75,10 @@ def usual(args):
 
 def ours(args):
     """vae.py itself."""
-    run = vae.flags().parse_args(["--hidden=400", "--lr=1e-3", "--lr-schedule=constant"])
+    run = run_flags()
     run.amp = args.loop.endswith("amp")
     data = load_data("MNIST", args.data, args.device, train_size=args.train_size)
-    learner = vae.make_learner(vae.VAE((1, 28, 28), 400, 20).to(args.device), data, run)
+    learner = vae.make_learner(vae.VAE((1, 28, 28), run_flags()).to(args.device), data, run)
     compiled = torch.compile(vae.loss_terms, dynamic=False)
     terms = compiled if args.loop.endswith("compile") else vae.loss_terms
     return (lambda: vae.train_epoch(learner, terms, data, 1, run)["train_loss"],

@@ -6,6 +6,7 @@ summed over pixels or latent units; `logvar` is the log of the variance.
 import argparse
 import contextlib
 import csv
+import math
 import os
 import platform
 import shlex
@@ -43,9 +44,9 @@ def number(kind, low, above=False):
     """An argparse type: a finite int or float, at least `low`, or above it."""
     def convert(text):
         value = kind(text)
-        if not low <= value < float("inf") or above and value == low:
-            bound = "above" if above else "at least"
-            raise argparse.ArgumentTypeError(f"must be {bound} {low}, not {text}")
+        if not low <= value < math.inf or above and value == low:
+            raise argparse.ArgumentTypeError(
+                f"must be {'above' if above else 'at least'} {low}, not {text}")
         return value
     convert.__name__ = kind.__name__   # argparse names it when the text is no number at all
     return convert
@@ -93,8 +94,8 @@ def parse_flags(parser, argv, overrides):
         for name in {"out", *stored} - free:
             check(getattr(args, name) == stored.get(name), f"--{name.replace('_', '-')} cannot "
                   "change on --resume, which goes on in its folder with its flags; leave it away")
-        check(args.epochs > done, f"--resume {args.resume}: all {done} epochs are done"
-              + ("; start a longer run" if fixed else f"; raise --epochs above {done}"))
+        check(args.epochs > done, f"--resume {args.resume}: all {done} epochs are done; raise "
+              "--epochs, if no schedule is laid out over them, or start a longer run")
     args.command = shlex.join([parser.prog, *argv])
     return args, checkpoint
 
@@ -118,18 +119,17 @@ class Data(NamedTuple):
     classes: list   # the labels' names; empty if unlabelled
 
 
-def load_data(dataset, folder="data", device="cpu", image_size=None, train_size=None,
-              test_size=None):
+def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None):
     """Read a data set by name or path (see --dataset), resize it and take subsets."""
-    path = Path(dataset)
-    if dataset == "digits":
+    path = Path(name)
+    if name == "digits":
         *split, classes = read_digits()
-    elif dataset in NAMED:
-        *split, classes = read_named(dataset, folder)
+    elif name in NAMED:
+        *split, classes = read_named(name, folder)
     elif path.is_dir():
         *split, classes = read_folder(path, image_size)
     else:
-        check(path.suffix == ".npz" and path.is_file(), f"--dataset {dataset}: no such data set; "
+        check(path.suffix == ".npz" and path.is_file(), f"--dataset {name}: no such data set; "
               f"give one of digits, {', '.join(NAMED)}, an image folder or an .npz file")
         *split, classes = read_npz(path)
     for i, part, size in ((0, "train", train_size), (2, "test", test_size)):
@@ -166,9 +166,9 @@ def read_named(name, folder):
               f"put {', '.join(files)} there, or take --dataset digits")
     finally:
         socket.setdefaulttimeout(patience)
-    y_train, y_test = torch.as_tensor(train.targets), torch.as_tensor(test.targets)
     classes = [label.split(" - ")[0] for label in train.classes]   # MNIST has "0 - zero"
-    return channels_first(train.data), y_train, channels_first(test.data), y_test, classes
+    return (channels_first(train.data), torch.as_tensor(train.targets),
+            channels_first(test.data), torch.as_tensor(test.targets), classes)
 
 
 def read_npz(path):
@@ -190,8 +190,8 @@ def read_npz(path):
     check(all(b.dtype.kind in "iu" and b.shape in ((len(a),), (len(a), 1)) for a, b in
               zip(x, y, strict=True)), f"{found}; y_train and y_test must be whole numbers (N,)")
     y = [torch.from_numpy(b.astype(np.int64)).view(-1) for b in y]
-    (low, high), count = torch.cat(y).aminmax(), min(y[0].max() + 1, len(y[0]))
-    classes = [str(label) for label in part.get("classes", range(count))]
+    low, high = torch.cat(y).aminmax()
+    classes = [str(label) for label in part.get("classes", range(min(y[0].max() + 1, len(y[0]))))]
     check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} are "
           f"out of range; make them 0 to {len(classes) - 1}, all of them in the training set")
     return channels_first(x[0]), y[0], channels_first(x[1]), y[1], classes if labelled else []
@@ -246,19 +246,16 @@ def channels_first(x):
 
 def resize(x, size):
     """Crop the centre square and resize it, antialiased; uint8 (N, C, H, W). No size, no change."""
-    if not size or x.shape[2:] == (size, size):
-        return x
     from torchvision.transforms.v2 import functional as transforms
-    side = min(x.shape[2:])
-    return transforms.resize(transforms.center_crop(x, [side, side]), [size, size], antialias=True)
+    square = transforms.center_crop(x, [min(x.shape[2:])] * 2) if size else x
+    return transforms.resize(square, [size, size], antialias=True) if size else x
 
 
 def batches(x, y, batch_size, shuffle):
     """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short. The set
     lies on the device as uint8, so that a batch is one indexing: no workers, no transfers."""
-    n = len(x)
-    order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
-    for index in order.split(batch_size):
+    order = torch.randperm if shuffle else torch.arange
+    for index in order(len(x), device=x.device).split(batch_size):
         yield x[index] / 255, y[index]
 
 
@@ -275,15 +272,24 @@ def bernoulli_nll(logits, x):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
 
+def gaussian_nll(mean, log_sigma, x):
+    """-log N(x; mean, sigma^2), constants and all, in nats per image: (B, ...) twice -> (B,).
+    log_sigma is one number or of the images' own shape: nothing else may broadcast (ValueError)."""
+    if mean.shape != x.shape or log_sigma.ndim and log_sigma.shape != x.shape:
+        raise ValueError(f"x {x.shape}, mean {mean.shape}, log_sigma {log_sigma.shape} must agree")
+    # (x - mean)^2 / (2 sigma^2) + log sigma + log(2 pi) / 2
+    squares = ((x - mean) * torch.exp(-log_sigma)).square()
+    return (0.5 * squares + log_sigma + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
 def active_units(mu):
-    """How many of the d posterior means have a variance above 0.01 over the data: (N, d) -> int
-    (Burda et al. 2016, arXiv 1509.00519)."""
+    """Units whose mean varies by more than 0.01 over the data (arXiv 1509.00519): (N, d) -> int."""
     return int((mu.var(0, unbiased=False) > 0.01).sum())
 
 
-def start_run(parser, argv, overrides, checks, labels=False):
-    """What every training script does first: flags and their `checks`, data (labelled if
-    `labels`), run folder, seed. Returns flags, data, folder and the checkpoint to resume."""
+def start_run(parser, argv, overrides, checks):
+    """What every training script does first: flags, data, `checks` of both, run folder, seed.
+    Returns flags, data, folder and the checkpoint to resume."""
     args, checkpoint = parse_flags(parser, argv, overrides)
     out, resume, command = (args.__dict__.pop(name) for name in ("out", "resume", "command"))
     checks(args)
@@ -291,8 +297,7 @@ def start_run(parser, argv, overrides, checks, labels=False):
           f"--out {out} holds a run; take another folder, or go on with --resume {out}")
     data = load_data(args.dataset, args.data, pick_device(args.device), args.image_size,
                      args.train_size, args.test_size)
-    check(len(data.classes) > 1 or not labels,
-          f"--dataset {args.dataset} has no labels, which {parser.prog} needs; use vae.py")
+    checks(args, data)
     if checkpoint:
         folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
         lines = (folder / "log.csv").read_text().splitlines(keepends=True)
@@ -326,21 +331,20 @@ def write_args(path, args, command):
 def read_log(folder):
     """The rows of a run's log as {column: float, or None where empty}."""
     with open(Path(folder, "log.csv"), newline="") as file:
-        return [{k: float(v) if v else None for k, v in row.items()}
-                for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return [{k: float(v) if v else None for k, v in row.items()} for row in rows]
 
 
 def save_epoch(row, args, script, data, folder, state, bar):
     """Append {column: number or None} to the log, write the checkpoint (plain values and tensors,
     `state` being {name: thing with a state_dict}), report. Returns whether figures are due."""
-    epoch, last = row["epoch"], args.epochs
+    epoch, last, shape = row["epoch"], args.epochs, list(data.x_train.shape[1:])
     with open(folder / "log.csv", "a", newline="") as file:   # closed, so flushed, every epoch
         writer = csv.writer(file)
         if epoch == 1:
             writer.writerow(row)
         writer.writerow("" if value is None else f"{value:.6g}" for value in row.values())
     gpu = torch.cuda.get_rng_state_all() if data.x_train.is_cuda else []
-    shape = list(data.x_train.shape[1:])
     with open(folder / "checkpoint.part", "wb") as file:
         torch.save({"script": script, "args": vars(args), "epoch": epoch,
                     "data": {"name": data.name, "shape": shape, "classes": data.classes},
@@ -351,8 +355,8 @@ def save_epoch(row, args, script, data, folder, state, bar):
     os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")   # a kill leaves a whole file
     if epoch % args.save_every == 0 or epoch == last:
         shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{epoch:03d}.pt")
-    speed = len(data.x_train) / row["seconds"]
-    bar.set_postfix_str(f"test loss {row['test_loss']:.2f}, {speed:,.0f} images/s")
+    bar.set_postfix_str(f"test loss {row['test_loss']:.2f}, "
+                        f"{len(data.x_train) / row['seconds']:,.0f} images/s")
     bar.update()
     if bar.disable and not args.quiet:
         print(f"epoch {epoch}/{last}: {bar.postfix}", flush=True)
@@ -362,12 +366,12 @@ def save_epoch(row, args, script, data, folder, state, bar):
 def load_checkpoint(path):
     """The checkpoint in a run folder or file."""
     file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
-    check(file.is_file(), f"--resume {path}: no file {file}; give a run folder or a checkpoint")
+    check(file.is_file(), f"{path}: there is no file {file}; give a run folder or a checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         assert {"script", "args", "epoch", "data", "rng"} <= checkpoint.keys()
     except Exception:   # a file that is something else can raise anything
-        check(False, f"--resume {path}: {file} is no checkpoint of these scripts; give another")
+        check(False, f"{path}: {file} is no checkpoint of these scripts; give another")
     return checkpoint
 
 
@@ -399,7 +403,7 @@ def progress(args, script, folder, first):
 
 def save_grid(path, images, columns, names=()):
     """Write pictures (N, C, H, W) row by row, `columns` to a row, the rows' names at the left."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
     from torchvision.utils import make_grid
     scale = max(1, 64 // images.shape[-1])   # enlarge the small ones for the eye, pixel by pixel
     images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -407,8 +411,7 @@ def save_grid(path, images, columns, names=()):
     grid = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
     font = ImageFont.load_default(size=14)
     margin = max((int(font.getlength(name)) + 8 for name in names), default=0)
-    page = Image.new("RGB", (margin + grid.width, grid.height), "white")
-    page.paste(grid, (margin, 0))
+    page = ImageOps.expand(grid, (margin, 0, 0, 0), "white")
     for row, name in enumerate(names):
         middle = 2 + (row + 0.5) * (images.shape[2] + 2)
         ImageDraw.Draw(page).text((margin - 4, middle), name, "black", font, anchor="rm")

@@ -17,9 +17,11 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from common import add_plumbing_flags, check, make_parser, number, start_run
-from common import active_units, batches, bernoulli_nll, gaussian_kl
+from common import active_units, batches, bernoulli_nll, gaussian_kl, gaussian_nll
 from common import progress, read_log, restore, save_epoch
 from common import save_curves, save_grid, save_latent
+
+SIGMA_MIN = 1 / 256   # a grey level; without it, a black border is infinitely likely
 
 
 def flags():
@@ -27,8 +29,18 @@ def flags():
     parser = make_parser("cvae", "Train a conditional VAE and, beside it, an unconditional twin.")
     add = parser.add_argument
     add("--no-baseline", action="store_true", help="train the CVAE alone, without its twin")
-    add("--hidden", type=number(int, 1), default=500, help="hidden units")
+    add("--arch", choices=("mlp", "conv"), default="mlp", help="fully connected or convolutional")
+    add("--hidden", type=number(int, 1),
+        help="hidden units (default: 500), or channels of the first convolution (default: 32)")
     add("--latent", type=number(int, 1), default=20, help="size of z")
+    add("--dropout", type=number(float, 0), default=0.0, help="share of activations set to zero")
+    add("--likelihood", choices=("bernoulli", "gaussian"),
+        help="p(x|z) (default: bernoulli for grey pictures, gaussian for colour)")
+    add("--sigma", type=sigma, default="learned",
+        help="of the gaussian: learned (one number), pixel (of the decoder) or a number, on [0, 1]")
+    add("--binarize", choices=("none", "threshold", "dynamic"), default="none",
+        help="black or white pixels: above 1/2, or drawn anew in every epoch")
+    add("--show", choices=("mean", "sample"), default="mean", help="in figures: of p(x|z)")
     add("--beta", type=number(float, 0), default=1.0,
         help="weight of the KL: 1 is the ELBO, 0 a plain autoencoder")
     add("--beta-schedule", choices=("constant", "linear", "cyclical"), default="constant",
@@ -45,43 +57,133 @@ def flags():
     return parser
 
 
-def check_flags(args):
-    """What no single flag can know: a warm-up needs an epoch at 0, one at beta, and its time."""
+def sigma(text):
+    """The argparse type of --sigma."""
+    return text if text in ("learned", "pixel") else str(number(float, SIGMA_MIN)(text))
+
+
+def check_flags(args, data=None):
+    """What no single flag can know, and then what the data add to it."""
+    args.hidden = args.hidden or {"mlp": 500, "conv": 32}[args.arch]
+    check(args.dropout < 1, f"--dropout must be below 1, not {args.dropout}")
+    if args.binarize != "none":
+        args.likelihood = args.likelihood or "bernoulli"
+        check(args.likelihood == "bernoulli", "--binarize needs --likelihood bernoulli")
+    if args.sigma != "learned":
+        args.likelihood = args.likelihood or "gaussian"
+        check(args.likelihood == "gaussian", "--sigma needs --likelihood gaussian")
     if args.beta_schedule == "constant":
         check(not args.beta_warmup, "--beta-warmup needs --beta-schedule linear or cyclical")
     else:
         cycle = args.epochs // (4 if args.beta_schedule == "cyclical" else 1)
         check(2 <= (args.beta_warmup or cycle) <= cycle, f"--beta-warmup must be 2 to {cycle} with "
               f"--beta-schedule {args.beta_schedule} and --epochs {args.epochs}: raise --epochs")
+    if data is not None:
+        check(len(data.classes) > 1, f"--dataset {args.dataset} has no labels; use vae.py")
+        channels, *size = data.x_train.shape[1:]
+        args.likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
+        side = max(size)
+        while side > 7 and side % 2 == 0:
+            side //= 2
+        fits = min(size) == max(size) > 7 and 4 <= side <= 7
+        check(fits or args.arch == "mlp", "--arch conv needs a square that halves down to 4..7, "
+              f"not {size}: give --image-size 28, 32 or 64")
+
+
+def mlp(shape, inputs, codes, args):
+    """Encoder from `inputs` numbers to 2 * latent, decoder from `codes` numbers to `shape`."""
+    drop = [nn.Dropout(args.dropout)] if args.dropout else []
+    encoder = nn.Sequential(
+        nn.Linear(inputs, args.hidden), nn.ReLU(), *drop,   # (B, hidden)
+        nn.Linear(args.hidden, 2 * args.latent),            # (B, 2 * latent): mu and logvar
+    )
+    decoder = nn.Sequential(
+        nn.Linear(codes, args.hidden), nn.ReLU(), *drop,    # (B, hidden)
+        nn.Linear(args.hidden, math.prod(shape)),           # (B, C * H * W)
+        nn.Unflatten(1, shape),                             # (B, C, H, W)
+    )
+    return encoder, decoder
+
+
+def conv(shape, inputs, codes, args):
+    """The same with convolutions that halve a picture of `inputs` channels down to 4..7 pixels and
+    double its width each time, and their mirror image."""
+    widths, side = [], shape[1]
+    while side > 7:
+        widths, side = [*widths, args.hidden * 2 ** len(widths)], side // 2
+    flat, steps = widths[-1] * side * side, list(zip([inputs, *widths], widths, strict=False))
+
+    def finish(width):
+        drop = [nn.Dropout2d(args.dropout)] if args.dropout else []
+        return [nn.BatchNorm2d(width), nn.LeakyReLU(0.2), *drop]
+
+    down = [[nn.Conv2d(n, width, 4, stride=2, padding=1), *finish(width)] for n, width in steps]
+    encoder = nn.Sequential(
+        *sum(down, []), nn.Flatten(),                       # (B, hidden, H / 2, W / 2) ... flat
+        nn.Linear(flat, 2 * args.latent),                   # (B, 2 * latent): mu and logvar
+    )
+    up = [[*finish(width), nn.ConvTranspose2d(width, n, 4, stride=2, padding=1)] for n, width in
+          [(shape[0], widths[0]), *steps[1:]]]
+    decoder = nn.Sequential(
+        nn.Linear(codes, flat),                             # (B, flat)
+        nn.Unflatten(1, (widths[-1], side, side)),          # (B, hidden * 2 ** ..., 4..7, 4..7)
+        *sum(reversed(up), []),                             # ... (B, C, H, W)
+    )
+    return encoder, decoder
 
 
 class CVAE(nn.Module):
-    """q(z|x,y) = N(mu, diag(exp(logvar))) and p(x|z,y), MLPs; no label enters if classes = 0."""
+    """q(z|x,y) = N(mu, diag(exp(logvar))), and p(x|z,y) of Bernoulli or of Normal pixels."""
 
-    def __init__(self, shape, hidden, latent, classes):
+    def __init__(self, shape, args, classes):
         super().__init__()
-        self.shape, pixels, self.classes = tuple(shape), math.prod(shape), classes
-        self.encoder = nn.Sequential(
-            nn.Linear(pixels + classes, hidden), nn.ReLU(),   # (B, hidden)
-            nn.Linear(hidden, 2 * latent),                    # (B, 2 * latent): mu and logvar
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent + classes, hidden), nn.ReLU(),   # (B, hidden)
-            nn.Linear(hidden, pixels),                        # (B, C * H * W)
-        )
+        self.args, self.classes = args, classes
+        inputs = shape[0] if args.arch == "conv" else math.prod(shape)
+        outputs = (2 * shape[0] if args.sigma == "pixel" else shape[0], *shape[1:])
+        networks = conv if args.arch == "conv" else mlp
+        sizes = (inputs + classes, args.latent + classes)   # the label stands beside x and z
+        self.encoder, self.decoder = networks(outputs, *sizes, args)
+        if args.likelihood == "gaussian" and args.sigma == "learned":
+            self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+        self.to(memory_format=torch.channels_last)   # the fast layout of convolutions
 
     def with_label(self, h, y):
-        """h (B, n), y (B,) -> (B, n + classes): the label one-hot beside h."""
-        return torch.cat([h, y[:, None] == torch.arange(self.classes, device=y.device)], dim=1)
+        """h (B, n, ...), y (B,) -> (B, n + classes, ...): the label one-hot, in constant planes."""
+        label = y[:, None] == torch.arange(self.classes, device=y.device)
+        label = label.view(len(y), self.classes, *[1] * (h.ndim - 2))
+        return torch.cat([h, label.expand(-1, -1, *h.shape[2:])], dim=1)
 
     def encode(self, x, y):
         """x (B, C, H, W) in [0, 1], y (B,) -> mu, logvar of q(z|x,y), each (B, latent)."""
-        mu, logvar = self.encoder(self.with_label(x.flatten(1), y)).float().chunk(2, dim=1)
+        h = x.flatten(1) if self.args.arch == "mlp" else x.to(memory_format=torch.channels_last)
+        mu, logvar = self.encoder(self.with_label(h, y)).float().chunk(2, dim=1)
         return mu, logvar.clamp(-15, 15)   # far from the overflow of exp
 
     def decode(self, z, y):
-        """z (B, latent), y (B,) -> logits of p(x|z,y) (B, C, H, W); sigmoid makes a picture."""
-        return self.decoder(self.with_label(z, y)).float().view(-1, *self.shape)
+        """z (B, latent), y (B,) -> logits (B, C, H, W), whose sigmoid is the mean of p(x|z,y);
+        log sigma: None if Bernoulli, one number, or (B, C, H, W)."""
+        logits = self.decoder(self.with_label(z, y)).float()
+        if self.args.likelihood == "bernoulli":
+            return logits, None
+        if self.args.sigma == "pixel":
+            logits, log_sigma = logits.chunk(2, dim=1)
+        elif self.args.sigma == "learned":
+            log_sigma = self.log_sigma
+        else:
+            return logits, torch.tensor(math.log(float(self.args.sigma)))
+        low = math.log(SIGMA_MIN)   # a soft bound from below (Rybkin et al. 2021, arXiv 2006.13202)
+        return logits, low + nn.functional.softplus(log_sigma - low)
+
+    def picture(self, z, y):
+        """z (B, latent), y (B,) -> pictures (B, C, H, W): the mean of p(x|z,y), or a sample."""
+        logits, log_sigma = self.decode(z, y)
+        mean, noise = torch.sigmoid(logits), torch.Generator(z.device).manual_seed(0)
+        if self.args.show == "mean":
+            return mean
+        if log_sigma is None:
+            return torch.bernoulli(mean, generator=noise)
+        eps = torch.randn(mean.shape, generator=noise, device=z.device)
+        return (mean + torch.exp(log_sigma) * eps).clamp(0, 1)
 
 
 def loss_terms(model, x, y, eps):
@@ -91,7 +193,11 @@ def loss_terms(model, x, y, eps):
     """
     mu, logvar = model.encode(x, y)
     z = mu if eps is None else mu + torch.exp(0.5 * logvar) * eps   # z ~ q(z|x,y)
-    recon = bernoulli_nll(model.decode(z, y), x)                    # -log p(x|z,y), pixels only
+    logits, log_sigma = model.decode(z, y)
+    if log_sigma is None:
+        recon = bernoulli_nll(logits, x)                            # -log p(x|z,y)
+    else:
+        recon = gaussian_nll(torch.sigmoid(logits), log_sigma, x)
     kl = torch.zeros_like(recon) if eps is None else gaussian_kl(mu, logvar)
     return recon, kl, mu
 
@@ -166,6 +272,7 @@ def train_epoch(learners, terms, data, epoch, args):
         learner.model.train()
     beta, sums = beta_at(epoch, args), []
     for x, y in batches(data.x_train, data.y_train, args.batch_size, shuffle=True):
+        x = torch.bernoulli(x) if args.binarize == "dynamic" else x
         eps = torch.randn(len(x), args.latent, device=x.device) if args.beta > 0 else None
         sums.append({})
         for prefix, learner in learners.items():
@@ -175,6 +282,18 @@ def train_epoch(learners, terms, data, epoch, args):
         for prefix, learner in learners.items():
             learner.scheduler.step(row[f"{prefix}train_objective"])
     return row
+
+
+def binarize(data, args):
+    """The data with black or white pixels. Drawn ones: of the test set once and for all, of the
+    training set in every epoch anew."""
+    if args.binarize == "none":
+        return data
+    x_train, x_test = (((x >= 128) * 255).byte() for x in (data.x_train, data.x_test))
+    if args.binarize == "dynamic":
+        x_train, noise = data.x_train, torch.Generator(x_test.device).manual_seed(0)
+        x_test = torch.bernoulli(data.x_test / 255, generator=noise).mul(255).byte()
+    return data._replace(x_train=x_train, x_test=x_test)
 
 
 @torch.no_grad()
@@ -194,6 +313,16 @@ def evaluate(prefix, model, data, epoch, args):
     return epoch_means(sums, len(data.x_test), epoch) | {f"{prefix}active": active}
 
 
+def warn_of_collapse(row, args):
+    """Say so, once, if q(z|x) has become the prior: then z tells the decoder nothing."""
+    prefixes = [""] if args.no_baseline else ["", "vae_"]
+    for prefix in prefixes if args.beta > 0 and not args.quiet else []:
+        active, kl = row[f"{prefix}active"], row[f"{prefix}test_kl"]
+        if active < min(2, args.latent) or kl < 0.5:
+            print(f"warning: the posterior has collapsed ({prefix}active {active}, {prefix}test_kl "
+                  f"{kl:.2f} nats); try --beta-schedule linear, or a smaller --beta")
+
+
 @torch.no_grad()
 def save_figures(models, data, folder, epoch, args):
     """Reconstructions below their originals, samples, curves and, for a 2-D z, the latent plane."""
@@ -203,15 +332,15 @@ def save_figures(models, data, folder, epoch, args):
     x, y = data.x_test[index] / 255, data.y_test[index]
     z = torch.randn(64, args.latent, generator=torch.Generator().manual_seed(0))   # the same z
     z = z.to(x.device)
-    rows = [x] + [torch.sigmoid(m.decode(m.encode(x, y)[0], y)) for m in models.values()]
+    rows = [x] + [m.picture(m.encode(x, y)[0], y) for m in models.values()]
     names = ["original", *models]
     save_grid(folder / f"reconstruction_{epoch:03d}.png", torch.cat(rows), len(x), names)
     cvae, *twin = models.values()
     classes = torch.arange(min(len(data.classes), 20), device=x.device)   # what fits on a page
-    x = cvae.decode(z[:8].repeat(len(classes), 1), classes.repeat_interleave(8))
-    save_grid(folder / f"sample_{epoch:03d}.png", torch.sigmoid(x), 8, data.classes[:len(classes)])
+    x = cvae.picture(z[:8].repeat(len(classes), 1), classes.repeat_interleave(8))
+    save_grid(folder / f"sample_{epoch:03d}.png", x, 8, data.classes[:len(classes)])
     for model in twin:   # at any label: it does not look at it
-        x = torch.sigmoid(model.decode(z, torch.zeros(64, device=x.device)))
+        x = model.picture(z, torch.zeros(64, device=x.device))
         save_grid(folder / f"sample_vae_{epoch:03d}.png", x, 8)
     prefixes = dict(zip(models, ("", "vae_"), strict=False))
     save_curves(folder / "curves.png", read_log(folder), prefixes)
@@ -223,14 +352,15 @@ def save_figures(models, data, folder, epoch, args):
 
 def main(argv=(), **overrides):
     """Train by flags: main(["--latent=2"]) or main(latent=2). Returns the CVAE and the log."""
-    args, data, folder, checkpoint = start_run(flags(), argv, overrides, check_flags, labels=True)
-    shape, device = data.x_train.shape[1:], data.x_train.device
-    models = {"": CVAE(shape, args.hidden, args.latent, len(data.classes)).to(device)}
+    args, data, folder, checkpoint = start_run(flags(), argv, overrides, check_flags)
+    data, shape, device = binarize(data, args), data.x_train.shape[1:], data.x_train.device
+    models = {"": CVAE(shape, args, len(data.classes))}
     torch.manual_seed(args.seed)   # the twin, the same class with no classes, is vae.py's own run
-    models["vae_"] = CVAE(shape, args.hidden, args.latent, 0).to(device)
+    models["vae_"] = CVAE(shape, args, 0)
     if args.no_baseline:
         del models["vae_"]
-    learners = {prefix: make_learner(model, data, args) for prefix, model in models.items()}
+    learners = {prefix: make_learner(model.to(device), data, args)
+                for prefix, model in models.items()}
     state = {prefix + name: part for prefix, learner in learners.items()
              for name, part in learner._asdict().items()}
     first = restore(checkpoint, state)
@@ -249,6 +379,7 @@ def main(argv=(), **overrides):
             row["seconds"] = time.perf_counter() - start
             if save_epoch(row, args, "cvae", data, folder, state, bar):
                 save_figures(models, data, folder, epoch, args)
+    warn_of_collapse(row, args)
     return models[""], read_log(folder)
 
 

@@ -11,11 +11,13 @@ import pytest
 
 import cvae
 import demo
+import evaluate
 import vae
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("MINIGEN_DATA", "data"))
-SCRIPTS = {"vae.py": vae, "cvae.py": cvae}
+SCRIPTS = {"vae.py": vae, "cvae.py": cvae, "evaluate.py": evaluate}
+TRAINING = ("vae.py", "cvae.py")
 
 
 def run(*command, cwd, **environment):
@@ -30,7 +32,7 @@ def test_a_run_from_another_folder(tmp_path):
     assert (tmp_path / "results" / "cvae-digits" / "sample_vae_001.png").exists()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TRAINING)
 def test_one_file_of_two_in_an_empty_folder(script, tmp_path):
     """cat common.py and the script, less its imports from it: a single file to hand round."""
     command = f"(cat common.py; grep -v '^from common import' {script}) > {tmp_path}/my_vae.py"
@@ -70,7 +72,7 @@ def commands(text):
 
 
 def test_every_command_of_readme_and_docstrings_parses():
-    texts = [(ROOT / name).read_text() for name in ("README.md", "vae.py", "cvae.py", "demo.py")]
+    texts = [(ROOT / name).read_text() for name in ("README.md", "results/README.md", *SCRIPTS, "demo.py")]
     found = [command for text in texts for command in commands(text)]
     assert len(found) > 10
     for script, flags in found:

@@ -1,6 +1,5 @@
 """What the models, losses and evaluation promise, beginning with the units."""
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +9,14 @@ import cvae
 import vae
 from common import Data, bernoulli_nll, gaussian_kl, load_data
 
-ARGS = SimpleNamespace(latent=3, beta=1.0, amp=False, lr=1e-3, lr_schedule="constant", epochs=1,
-                       batch_size=8, beta_schedule="constant", beta_warmup=None)
 
-
-def args(**changes):
-    return SimpleNamespace(**(vars(ARGS) | changes))
+def args(*argv, shape=(1, 6, 6)):
+    """Flags as on a command line, for images of `shape`, small by default."""
+    small = ("--latent=3", "--hidden=16", "--batch-size=8", "--lr=1e-3", "--lr-schedule=constant")
+    parsed = vae.flags().parse_args([*small, *argv])
+    images = torch.zeros(1, *shape, dtype=torch.uint8)
+    vae.check_flags(parsed, Data("random", images, None, None, None, []))
+    return parsed
 
 
 def random_data(n=20, n_test=11, shape=(1, 6, 6), classes=4):
@@ -29,20 +30,20 @@ def random_data(n=20, n_test=11, shape=(1, 6, 6), classes=4):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_shapes(shape, batch):
     x, y, eps = torch.rand(batch, *shape), torch.zeros(batch).long(), torch.randn(batch, 3)
-    model = vae.VAE(shape, 16, 3)
+    model = vae.VAE(shape, args(shape=shape))
     mu, logvar = model.encode(x)
-    assert mu.shape == logvar.shape == (batch, 3) and model.decode(mu).shape == x.shape
+    assert mu.shape == logvar.shape == (batch, 3) and model.decode(mu)[0].shape == x.shape
     terms = vae.loss_terms(model, x, eps)
     assert [term.shape for term in terms] == [(batch,), (batch,), (batch, 3)]
-    model = cvae.CVAE(shape, 16, 3, 10)
+    model = cvae.CVAE(shape, args(shape=shape), 10)
     mu, logvar = model.encode(x, y)
-    assert mu.shape == logvar.shape == (batch, 3) and model.decode(mu, y).shape == x.shape
+    assert mu.shape == logvar.shape == (batch, 3) and model.decode(mu, y)[0].shape == x.shape
     terms = cvae.loss_terms(model, x, y, eps)
     assert [term.shape for term in terms] == [(batch,), (batch,), (batch, 3)]
 
 
 def test_label_is_concatenated_one_hot():
-    model = cvae.CVAE((1, 28, 28), 500, 10, 10)
+    model = cvae.CVAE((1, 28, 28), args("--latent=10"), 10)
     assert model.encoder[0].in_features == 784 + 10 and model.decoder[0].in_features == 10 + 10
     assert model.with_label(torch.zeros(2, 3), torch.tensor([0, 9])).tolist() == \
         [[0, 0, 0] + [1] + [0] * 9, [0, 0, 0] + [0] * 9 + [1]]
@@ -51,18 +52,18 @@ def test_label_is_concatenated_one_hot():
 def test_cvae_depends_on_the_label_and_its_twin_does_not():
     torch.manual_seed(0)
     x, z, zero, one = torch.rand(5, 1, 6, 6), torch.randn(5, 3), torch.zeros(5), torch.ones(5)
-    model, twin = cvae.CVAE((1, 6, 6), 16, 3, 4), cvae.CVAE((1, 6, 6), 16, 3, 0)
-    assert not torch.equal(model.decode(z, zero), model.decode(z, one))
+    model, twin = (cvae.CVAE((1, 6, 6), args(), n) for n in (4, 0))
+    assert not torch.equal(model.decode(z, zero)[0], model.decode(z, one)[0])
     assert not torch.equal(model.encode(x, zero)[0], model.encode(x, one)[0])
-    assert torch.equal(twin.decode(z, zero), twin.decode(z, one))
+    assert torch.equal(twin.decode(z, zero)[0], twin.decode(z, one)[0])
     assert torch.equal(twin.encode(x, zero)[0], twin.encode(x, one)[0])
 
 
 def test_twin_is_the_model_of_vae_py():
     torch.manual_seed(0)
-    plain = vae.VAE((1, 6, 6), 16, 3)
+    plain = vae.VAE((1, 6, 6), args())
     torch.manual_seed(0)
-    twin = cvae.CVAE((1, 6, 6), 16, 3, 0)
+    twin = cvae.CVAE((1, 6, 6), args(), 0)
     x, eps = torch.rand(5, 1, 6, 6), torch.randn(5, 3)
     for ours, theirs in zip(vae.loss_terms(plain, x, eps),
                             cvae.loss_terms(twin, x, torch.zeros(5).long(), eps), strict=True):
@@ -71,8 +72,8 @@ def test_twin_is_the_model_of_vae_py():
 
 def test_terms_are_nats_summed_over_pixels_and_latents():
     """An all-zero decoder says sigmoid(0) = 1/2 for each of 36 pixels: 36 ln 2 nats."""
-    model = vae.VAE((1, 6, 6), 16, 3)
-    nn.init.zeros_(model.decoder[-1].weight), nn.init.zeros_(model.decoder[-1].bias)
+    model = vae.VAE((1, 6, 6), args())
+    nn.init.zeros_(model.decoder[2].weight), nn.init.zeros_(model.decoder[2].bias)
     x = torch.rand(5, 1, 6, 6)
     recon, kl, mu = vae.loss_terms(model, x, torch.randn(5, 3))
     torch.testing.assert_close(recon, torch.full((5,), 36 * math.log(2)))
@@ -82,7 +83,7 @@ def test_terms_are_nats_summed_over_pixels_and_latents():
 
 def test_doubling_the_batch_leaves_every_image_its_loss():
     torch.manual_seed(0)
-    model, x, eps = vae.VAE((1, 6, 6), 16, 3), torch.rand(5, 1, 6, 6), torch.randn(5, 3)
+    model, x, eps = vae.VAE((1, 6, 6), args()), torch.rand(5, 1, 6, 6), torch.randn(5, 3)
     once = vae.loss_terms(model, x, eps)
     twice = vae.loss_terms(model, torch.cat([x, x]), torch.cat([eps, eps]))
     for a, b in zip(once, twice, strict=True):
@@ -91,8 +92,8 @@ def test_doubling_the_batch_leaves_every_image_its_loss():
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
 def test_objective_is_recon_plus_beta_kl(beta):
-    data, flags = random_data(), args(beta=beta)
-    learner = vae.make_learner(vae.VAE((1, 6, 6), 16, 3), data, flags)
+    data, flags = random_data(), args(f"--beta={beta}")
+    learner = vae.make_learner(vae.VAE((1, 6, 6), args()), data, flags)
     row = vae.train_epoch(learner, vae.loss_terms, data, 1, flags)
     kl = beta * row["train_kl"] if beta else 0
     assert row["train_objective"] == pytest.approx(row["train_recon"] + kl, rel=1e-6)
@@ -103,15 +104,15 @@ def test_objective_is_recon_plus_beta_kl(beta):
 def test_a_step_follows_the_gradient_of_the_mean_over_the_batch():
     """SGD with rate 1 moves each weight by minus the gradient, computed here by hand."""
     torch.manual_seed(0)
-    model, x, eps = vae.VAE((1, 6, 6), 16, 3), torch.rand(4, 1, 6, 6), torch.randn(4, 3)
+    model, x, eps = vae.VAE((1, 6, 6), args()), torch.rand(4, 1, 6, 6), torch.randn(4, 3)
     before = [p.detach().clone() for p in model.parameters()]
     mu, logvar = model.encode(x)
-    recon = bernoulli_nll(model.decode(mu + eps * (logvar / 2).exp()), x)
+    recon = bernoulli_nll(model.decode(mu + eps * (logvar / 2).exp())[0], x)
     loss = (recon + 2 * gaussian_kl(mu, logvar)).sum() / 4
     expected = torch.autograd.grad(loss, model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     learner = vae.Learner(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1))
-    sums = vae.train_step(learner, vae.loss_terms, x, eps, 2.0, ARGS)
+    sums = vae.train_step(learner, vae.loss_terms, x, eps, 2.0, args())
     for p, old, gradient in zip(model.parameters(), before, expected, strict=True):
         torch.testing.assert_close(old - p, gradient, rtol=1e-4, atol=1e-5)
     assert not any(value.requires_grad for value in sums.values())   # or every graph would live on
@@ -132,9 +133,9 @@ class Spy(vae.VAE):
 
 def spy(beta):
     torch.manual_seed(0)
-    data, model = random_data(n_test=2501), Spy((1, 6, 6), 16, 3)
+    data, model = random_data(n_test=2501), Spy((1, 6, 6), args())
     nn.init.constant_(model.encoder[-1].bias[3:], -2)   # deviation exp(-1), variance exp(-2)
-    row = vae.evaluate(model, data, 1, args(beta=beta))
+    row = vae.evaluate(model, data, 1, args(f"--beta={beta}"))
     mu, logvar = (torch.cat(parts) for parts in zip(*model.posterior, strict=True))
     return data, model, row, (torch.cat(model.z) - mu) / torch.exp(0.5 * logvar)
 
@@ -144,7 +145,7 @@ def test_evaluation_uses_every_test_image_once_and_samples_z():
     assert torch.equal(torch.cat(model.seen), data.x_test / 255)
     assert abs(eps.mean()) < 0.05 and abs(eps.std() - 1) < 0.05   # 7,503 standard normal numbers
     x = data.x_test / 255
-    recon = bernoulli_nll(vae.VAE.decode(model, torch.cat(model.z)), x).double().mean()
+    recon = bernoulli_nll(vae.VAE.decode(model, torch.cat(model.z))[0], x).double().mean()
     kl = gaussian_kl(*vae.VAE.encode(model, x)).double().mean()
     assert row["test_recon"] == pytest.approx(recon.item(), rel=1e-6)
     assert row["test_kl"] == pytest.approx(kl.item(), rel=1e-5)
@@ -157,15 +158,15 @@ def test_an_autoencoder_never_samples():
 
 
 def test_evaluation_leaves_the_noise_of_training_alone():
-    data, model, state = random_data(), vae.VAE((1, 6, 6), 16, 3), torch.get_rng_state()
-    vae.evaluate(model, data, 1, ARGS)
+    data, model, state = random_data(), vae.VAE((1, 6, 6), args()), torch.get_rng_state()
+    vae.evaluate(model, data, 1, args())
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_schedule_that_passes_through_0_still_samples():
     """Only --beta 0 is an autoencoder: a warm-up's first epoch has noise in z, and a KL."""
-    data, flags = random_data(), args(beta_schedule="linear", epochs=4)
-    learner = vae.make_learner(Spy((1, 6, 6), 16, 3), data, flags)
+    data, flags = random_data(), args("--beta-schedule=linear", "--epochs=4")
+    learner = vae.make_learner(Spy((1, 6, 6), args()), data, flags)
     row = vae.train_epoch(learner, vae.loss_terms, data, 1, flags)
     assert row["train_objective"] == row["train_recon"] and row["train_kl"] > 0
     assert not torch.equal(learner.model.z[0], learner.model.posterior[0][0])

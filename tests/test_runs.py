@@ -66,17 +66,16 @@ def cells(path, rows, columns, size=56):
                       for c in range(columns)] for r in range(rows)])
 
 
-def as_bytes(logits):
-    return torch.sigmoid(logits).mul(255).round().byte().squeeze(1).numpy()
+def as_bytes(pictures):
+    return pictures.mul(255).round().byte().squeeze(1).numpy()
 
 
 @torch.no_grad()
 def test_pictures_show_the_models_in_their_names(cvae_run):
     """The best-known script of this kind wrote the CVAE's samples under the VAE's name."""
     folder, model, _ = cvae_run
-    twin = cvae.CVAE((1, 28, 28), 32, 2, 0)
+    twin = cvae.CVAE((1, 28, 28), model.args, 0).eval()
     twin.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["vae_model"])
-    twin.eval(), model.eval()
     data = load_data("digits")
     index = torch.linspace(0, 296, 8).long()
     x, y = data.x_test[index] / 255, data.y_test[index]
@@ -84,14 +83,14 @@ def test_pictures_show_the_models_in_their_names(cvae_run):
 
     original, first, second = cells(folder / "reconstruction_002.png", 3, 8)
     assert (original == data.x_test[index, 0].numpy()).all()
-    assert np.abs(first - as_bytes(model.decode(model.encode(x, y)[0], y)).astype(int)).max() <= 1
-    assert np.abs(second - as_bytes(twin.decode(twin.encode(x, y)[0], y)).astype(int)).max() <= 1
+    assert np.abs(first - as_bytes(model.picture(model.encode(x, y)[0], y)).astype(int)).max() <= 1
+    assert np.abs(second - as_bytes(twin.picture(twin.encode(x, y)[0], y)).astype(int)).max() <= 1
 
     for digit, row in enumerate(cells(folder / "sample_002.png", 10, 8)):
-        expected = as_bytes(model.decode(z[:8], torch.full((8,), digit))).astype(int)
+        expected = as_bytes(model.picture(z[:8], torch.full((8,), digit))).astype(int)
         assert np.abs(row - expected).max() <= 1
     samples = cells(folder / "sample_vae_002.png", 8, 8).reshape(64, 28, 28)
-    assert np.abs(samples - as_bytes(twin.decode(z, torch.zeros(64))).astype(int)).max() <= 1
+    assert np.abs(samples - as_bytes(twin.picture(z, torch.zeros(64))).astype(int)).max() <= 1
 
 
 def test_no_baseline_leaves_the_twin_out_and_the_cvae_as_it_was(cvae_run, tmp_path):
