@@ -233,10 +233,11 @@ def epoch_means(sums, count, epoch):
     """Means per image of [{column: sum over a batch}]; a sum that is not finite ends the run."""
     # The one synchronisation of an epoch, and double: sums of many batches outgrow 24 bits.
     table = torch.stack([torch.stack([*batch.values()]) for batch in sums]).cpu().double()
-    for step, values in enumerate(table, 1):
-        bad = [column for column, fine in zip(sums[0], values.isfinite(), strict=True) if not fine]
-        check(not bad, f"{bad and bad[-1]} is not finite in step {step} of epoch {epoch}; the last "
-              "checkpoint is kept; try a smaller --lr", status=1)
+    bad = (~table.isfinite()).nonzero().tolist()
+    if bad:   # of the bad columns of a step the last is a term, not a total
+        step, last = max(place for place in bad if place[0] == bad[0][0])
+        check(False, f"{list(sums[0])[last]} is not finite in step {step + 1} of epoch {epoch}; "
+              "the last checkpoint is kept; try a smaller --lr", status=1)
     return dict(zip(sums[0], (table.sum(0) / count).tolist(), strict=True))
 
 
@@ -247,7 +248,7 @@ def train_step(learner, terms, x, eps, beta, args):
     objective = recon + beta * kl
     learner.optimizer.zero_grad()
     objective.mean().backward()
-    nn.utils.clip_grad_norm_(learner.model.parameters(), x[0].numel())   # tames rare spikes only
+    nn.utils.clip_grad_norm_(learner.model.parameters(), x[0].numel())   # rarely at work
     learner.optimizer.step()
     if args.lr_schedule != "plateau":
         learner.scheduler.step()
@@ -298,14 +299,11 @@ def evaluate(model, data, epoch, args):
     return epoch_means(sums, len(data.x_test), epoch) | {"active": active}
 
 
-def warn_of_collapse(row, args):
-    """Say so, once, if q(z|x) has become the prior: then z tells the decoder nothing."""
-    prefixes = [""]
-    for prefix in prefixes if args.beta > 0 and not args.quiet else []:
-        active, kl = row[f"{prefix}active"], row[f"{prefix}test_kl"]
-        if active < min(2, args.latent) or kl < 0.5:
-            print(f"warning: the posterior has collapsed ({prefix}active {active}, {prefix}test_kl "
-                  f"{kl:.2f} nats); try --beta-schedule linear, or a smaller --beta")
+def warn_of_collapse(active, kl, args):
+    """Say so if q(z|x) has become the prior, so that z tells the decoder nothing."""
+    if args.beta > 0 and (active < min(2, args.latent) or kl < 0.5) and not args.quiet:
+        print(f"warning: the posterior has collapsed ({active:.0f} active units, KL {kl:.2f} nats)"
+              "; try --beta-schedule linear or a smaller --beta")
 
 
 @torch.no_grad()
@@ -323,7 +321,8 @@ def save_figures(model, data, folder, epoch, args):
     save_grid(folder / f"sample_{epoch:03d}.png", model.picture(z), 8)
     save_curves(folder / "curves.png", read_log(folder), {name: ""})
     if args.latent == 2:
-        means = {name: model.encode(data.x_test / 255)[0]}
+        test = list(batches(data.x_test, data.y_test, 1000, shuffle=False))
+        means = {name: torch.cat([model.encode(x)[0] for x, _ in test])}
         save_latent(folder / f"latent_{epoch:03d}.png", means, data, fixed=args.beta > 0)
 
 
@@ -348,7 +347,7 @@ def main(argv=(), **overrides):
             row["seconds"] = time.perf_counter() - start
             if save_epoch(row, args, "vae", data, folder, state, bar):
                 save_figures(model, data, folder, epoch, args)
-    warn_of_collapse(row, args)
+    warn_of_collapse(row["active"], row["test_kl"], args)
     return model, read_log(folder)
 
 

@@ -72,7 +72,8 @@ def commands(text):
 
 
 def test_every_command_of_readme_and_docstrings_parses():
-    texts = [(ROOT / name).read_text() for name in ("README.md", "results/README.md", *SCRIPTS, "demo.py")]
+    names = ("README.md", "results/README.md", *SCRIPTS, "demo.py")
+    texts = [(ROOT / name).read_text() for name in names]
     found = [command for text in texts for command in commands(text)]
     assert len(found) > 10
     for script, flags in found:
