@@ -32,9 +32,11 @@ def check(good, message, status=2):
 
 def make_parser(script, description):
     """argparse with one-line errors, no abbreviations, and @files that may hold comments."""
+    class Help(argparse.ArgumentDefaultsHelpFormatter):
+        def _get_help_string(self, action):   # spare the reader "(default: None)"
+            return action.help if action.default is None else super()._get_help_string(action)
     parser = argparse.ArgumentParser(f"{script}.py", None, description, fromfile_prefix_chars="@",
-                                     allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     allow_abbrev=False, formatter_class=Help)
     parser.error = lambda message: check(False, message)
     parser.convert_arg_line_to_args = lambda line: [line] if line.strip() and line[0] != "#" else []
     return parser
@@ -366,12 +368,11 @@ def save_epoch(row, args, script, data, folder, state, bar):
 def load_checkpoint(path):
     """The checkpoint in a run folder or file."""
     file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
-    check(file.is_file(), f"{path}: there is no file {file}; give a run folder or a checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         assert {"script", "args", "epoch", "data", "rng"} <= checkpoint.keys()
-    except Exception:   # a file that is something else can raise anything
-        check(False, f"{path}: {file} is no checkpoint of these scripts; give another")
+    except Exception as error:   # a file that is something else can raise anything
+        check(False, f"{file} is no checkpoint of a run ({type(error).__name__}); give another")
     return checkpoint
 
 
@@ -434,15 +435,14 @@ def save_curves(path, rows, models):
 
 
 def save_latent(path, means, data, fixed):
-    """Test set's posterior means, {model's name: (N, 2)}, coloured by class; `fixed` axes reach 5
-    deviations of the prior; an autoencoder's codes have no such scale."""
+    """The test set's posterior means, {model's name: (N, 2)}, by class, on axes `fixed` or free."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, mu) in zip(panels, means.items(), strict=True):
         dots = axes.scatter(*mu.cpu().T, s=3, c=data.y_test.cpu(), cmap="tab10")
         axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
-        if fixed:
+        if fixed:   # five deviations of the prior; an autoencoder's codes have no such scale
             axes.set(xlim=(-5, 5), ylim=(-5, 5))
     if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
         names = [data.classes[label] for label in data.y_test.unique()]

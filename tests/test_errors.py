@@ -57,7 +57,7 @@ def refusal(capsys, script, argv=(), **flags):
     ("--dataset digits --test-size 298", "--test-size 298"),
     ("--dataset digits --device nonsense", "--device nonsense"),
     ("--dataset digits --out /dev/null/run", "--out /dev/null/run"),
-    ("--resume /no/such/run", "/no/such/run: there is no file"),
+    ("--resume /no/such/run", "/no/such/run is no checkpoint"),
     ("@/no/such/args.txt", "/no/such/args.txt"),
 ])
 @pytest.mark.parametrize("script", [vae, cvae])
