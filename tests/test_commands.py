@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_a_run_from_another_folder(tmp_path):
     done = run(sys.executable, ROOT / "cvae.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results" / "cvae-digits" / "sample_vae_001.png").exists()
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    """A pseudo-terminal of 100 columns stands for the user's."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, ROOT / "vae.py", "--dataset=digits", "--epochs=2", "--out=run"]
+    done = subprocess.run(command, cwd=tmp_path, stderr=theirs, stdout=subprocess.PIPE, text=True)
+    bar = os.read(ours, 100_000).decode()
+    assert done.stdout == "" and "2/2" in bar and "test loss" in bar and "images/s" in bar
 
 
 @pytest.mark.parametrize("script", TRAINING)
