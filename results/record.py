@@ -50,12 +50,14 @@ last table only.
 with the 105.56 of the original. With the default schedule, one cycle up to 5e-3, the same ten
 epochs give {default:.2f}: the network was never the limit, the step size was.
 
-**MNIST, two latent units, 200 epochs.** Confirmed: CVAE {cvae:.1f}, VAE {vae:.1f} in the last
-epoch, no worse than the best epochs of the reference by more than half a nat. Over-fitting costs:
-at the end the training loss is {cvae_gap:.1f} (CVAE) and {vae_gap:.1f} (VAE) nats below the test
-loss, while the test loss has moved by only {cvae_late:.1f} and {vae_late:.1f} nats since epoch
-100. It does not turn upwards (the last epoch is within {cvae_turn:.2f} and {vae_turn:.2f} nats of
-the best), because the rate falls to zero.
+**MNIST, two latent units, 200 epochs.** In the last epoch the VAE is at {vae:.2f}, below the best
+epoch of the reference, and the CVAE at {cvae:.2f}, between the reference's best (130.3) and last
+(131.3): within half a nat of the best was asked, and {cvae_miss:.2f} nats are missing. It is luck of
+the seed as much as anything: an earlier run, before the twin was given the seed of vae.py, ended at
+{cvae_earlier:.2f} and {vae_earlier:.2f}. Over-fitting costs: at the end the training loss is
+{cvae_gap:.1f} (CVAE) and {vae_gap:.1f} (VAE) nats below the test loss, and the last hundred epochs
+bring {cvae_late:.1f} and {vae_late:.1f} nats. The test loss does not turn upwards (it ends within
+{cvae_turn:.2f} and {vae_turn:.2f} nats of its best), because the rate falls to zero.
 
 **What the label is worth.** It can be worth at most ln 10 = 2.30 nats to the true distribution,
 yet the CVAE gains {gain:.1f} nats at z = 2: the rest is capacity, for two latent units cannot
@@ -123,7 +125,11 @@ def findings():
         losses = [row[f"{prefix}test_loss"] for row in mnist]
         found |= {name: losses[-1], f"{name}_gap": losses[-1] - mnist[-1][f"{prefix}train_loss"],
                   f"{name}_late": losses[99] - losses[-1], f"{name}_turn": losses[-1] - min(losses)}
-    return found | {"gain": found["vae"] - found["cvae"],
+    earlier = "cvae-mnist-z2-earlier"
+    return found | {"cvae_miss": found["cvae"] - 130.3 - 0.5,
+                    "cvae_earlier": last(earlier, "test_loss"),
+                    "vae_earlier": last(earlier, "vae_test_loss"),
+                    "gain": found["vae"] - found["cvae"],
                     "fashion_gain": found["fashion_vae"] - found["fashion_cvae"]}
 
 
