@@ -168,6 +168,7 @@ def test_batches_see_every_image_once_and_keep_labels_with_images():
     ("MNIST", (60_000, 10_000, 1, 28, 28)), ("FashionMNIST", (60_000, 10_000, 1, 28, 28)),
     ("cifar10.npz", (25_000, 10_000, 3, 32, 32)), ("birds32", (5430, 603, 3, 32, 32))])
 def test_real_data_where_it_is_at_hand(name, expected):
-    if not (REAL / name).exists():
+    file = REAL / name
+    if not (file / "raw/train-images-idx3-ubyte" if name.endswith("MNIST") else file).exists():
         pytest.skip(f"no {name} in {REAL}; MINIGEN_DATA names another folder")
     assert shapes(load_data(name if name.endswith("MNIST") else str(REAL / name), REAL)) == expected
