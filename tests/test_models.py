@@ -174,8 +174,9 @@ def test_schedule_that_passes_through_0_still_samples():
 
 def test_overfits_32_images(tmp_path):
     """An autoencoder learns 32 images by heart, but no grey pixel costs less than its entropy."""
-    _, log = vae.main(dataset="digits", train_size=32, test_size=8, batch_size=32, epochs=300, beta=0,
-                      latent=20, hidden=200, save_every=300, out=tmp_path / "run", quiet=True)
+    _, log = vae.main(dataset="digits", train_size=32, test_size=8, batch_size=32, epochs=300,
+                      beta=0, latent=20, hidden=200, save_every=300, out=tmp_path / "run",
+                      quiet=True)
     x = load_data("digits", train_size=32).x_train / 255
     floor = bernoulli_nll(torch.logit(x, eps=1e-7), x).mean().item()
     assert floor < log[-1]["train_recon"] < floor + 5
