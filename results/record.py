@@ -101,7 +101,7 @@ matrix products are the five large ones of a training step and nothing else: the
 {speed}
 
 The bare products take a quarter of the usual epoch already, so the third of it that was aimed at
-is out of reach in eager float32 here, and just missed in bfloat16: what is left beside the products
+is out of reach in eager float32 here, and missed in bfloat16 too: what is left beside the products
 is the logarithm in the cross-entropy, Adam, clipping and the calls themselves. --compile gains
 nothing on this processor.
 """
