@@ -79,7 +79,7 @@ def ours(args):
     run = run_flags()
     run.amp = "--amp" in args.loop
     data = load_data("MNIST", args.data, args.device, train_size=args.train_size)
-    learner = vae.make_learner(vae.VAE((1, 28, 28), run_flags()).to(args.device), data, run)
+    learner = vae.make_learner(vae.VAE((1, 28, 28), run).to(args.device), data, run)
     compiled = torch.compile(vae.loss_terms, dynamic=False)
     terms = compiled if "--compile" in args.loop else vae.loss_terms
     return (lambda: vae.train_epoch(learner, terms, data, 1, run)["train_loss"],

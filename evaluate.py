@@ -48,10 +48,9 @@ def measure(checkpoint, folder, device):
     models, args = rebuild(checkpoint)
     data = load_data(args.dataset, folder or args.data, device, args.image_size, args.train_size,
                      args.test_size)
-    data, found = vae.binarize(data, args), {}
+    data, found, is_vae = vae.binarize(data, args), {}, checkpoint["script"] == "vae"
     for prefix, model in models.items():
         model.to(device).eval()
-        is_vae = checkpoint["script"] == "vae"
         row = vae.evaluate(model, data, checkpoint["epoch"], args) if is_vae else \
             cvae.evaluate(prefix, model, data, checkpoint["epoch"], args)
         squares = torch.zeros((), dtype=torch.float64)
@@ -93,7 +92,7 @@ def compare(runs, out):
         print(" | ".join(cells))
 
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(16, 4), layout="constrained")
+    figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 4)
     for run, rows in logs.items():
         values = [f"{flag} {flags_of[run].get(flag, '-')}" for flag in differ]
@@ -104,7 +103,7 @@ def compare(runs, out):
         rate = [rows[-1]["test_kl"] or 0]
         panels[3].plot(rate, [rows[-1]["test_recon"]], "o", label=name)
     panels[3].set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
-    panels[3].legend(fontsize="small")
+    figure.legend(*panels[3].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "compare.png"))
     print(Path(out, "compare.png"))

