@@ -1,53 +1,75 @@
-"""Speed of vae.py's loop beside the usual one, and beside its bare matrix products.
+"""Speed of our loops beside the usual ones, and beside nothing but their matrix products.
 
-The usual loop is the same network fed by a torchvision data set and a DataLoader, with Adam as it
-comes and loss.item() in every step. Each loop runs in its own process, in turn, and the medians
-of the rounds are printed: ratios hold on a busy machine, single times do not.
+The usual loop is the same network fed by a torchvision data set and a DataLoader, in the layout and
+with the Adam that come by default, and with loss.item() in every step. Each loop runs in its own
+process, in turn; the medians of the rounds are printed. On a busy machine ratios hold, single times
+do not.
 
-    python benchmark.py
+    python benchmark.py                # the MLP of vae.py, 784-400-20, and seconds to 105.6 nats
+    python benchmark.py --model conv   # vae.py --arch conv
+    python benchmark.py --model gan    # gan.py --loss wgan-gp
 """
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import gan
 import vae
 from common import check, load_data, make_parser, number, parse_flags
 
-LOOPS = ("usual", "ours", "ours --amp", "ours --compile", "ours --amp --compile",
-         "matrix products")
+OURS = ("ours", "ours --amp", "ours --compile", "ours --amp --compile")
+LOOPS = {"vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours --amp to 105.6"),
+         "conv": ("usual", *OURS, "matrix products"),
+         "gan": ("usual", "ours", "ours --amp", "matrix products")}   # no --compile for wgan-gp
+IMAGES = {"vae": 60_000, "conv": 6400, "gan": 1600}   # per timing
+EPOCHS_TO_TARGET = 5   # of the one-cycle schedule: chosen on held-out training images
 
 
 def flags():
-    parser = make_parser("benchmark", "Time an epoch of 784-400-20, batch 128.")
+    parser = make_parser("benchmark", "Time training on MNIST.")
     add = parser.add_argument
+    add("--model", choices=LOOPS, default="vae", help="what is trained")
     add("--data", default="data", help="folder of MNIST")
     add("--train-size", type=number(int, 128), help="use fewer training images")
     add("--rounds", type=number(int, 1), default=3, help="how often each loop is timed")
     add("--device", default="auto", help="as in vae.py")
-    add("--loop", choices=LOOPS, help="time this loop once, in this process, and print JSON")
+    add("--loop", help="time this loop once, in this process, and print JSON")
     return parser
 
 
-def run_flags():
-    run = vae.flags().parse_args(["--hidden=400", "--lr=1e-3", "--lr-schedule=constant",
-                                  "--likelihood=bernoulli"])
-    vae.check_flags(run)
+def run_flags(args):
+    """The flags of the script that is timed."""
+    script = gan if args.model == "gan" else vae
+    own = {"vae": ["--hidden=400", "--lr=1e-3", "--lr-schedule=constant"], "conv": ["--arch=conv"],
+           "gan": ["--loss=wgan-gp"]}[args.model]
+    run = script.flags().parse_args(own)
+    run.amp = "--amp" in args.loop
+    run.likelihood = "bernoulli"   # as for any grey data
+    script.check_flags(run)
     return run
 
 
-def usual(args):
-    """The loop of countless tutorials: one image at a time through Python, one wait a step."""
+def usual_loaders(args, batch_size, *transform):
     from torch.utils.data import DataLoader, Subset
     from torchvision import datasets, transforms
-    train, test = (datasets.MNIST(args.data, train=train, transform=transforms.ToTensor())
+    transform = transforms.Compose([transforms.ToTensor(), *transform])
+    train, test = (datasets.MNIST(args.data, train=train, transform=transform)
                    for train in (True, False))
-    train = DataLoader(Subset(train, range(args.train_size or len(train))), 128, shuffle=True)
-    test = DataLoader(test, batch_size=128)
-    model = vae.VAE((1, 28, 28), run_flags()).to(args.device)
+    train = Subset(train, range(args.train_size))
+    return DataLoader(train, batch_size, shuffle=True), DataLoader(test, batch_size)
+
+
+def usual_vae(args):
+    """The loop of countless tutorials: one image at a time through Python, one wait a step."""
+    run = run_flags(args)
+    train, test = usual_loaders(args, run.batch_size)
+    model = vae.VAE((1, 28, 28), run).to(args.device, memory_format=torch.contiguous_format)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def step(x):
@@ -74,10 +96,43 @@ def usual(args):
     return train_epoch, test_epoch
 
 
-def ours(args):
+def usual_gan(args):
+    """WGAN-GP as many know it: the fake batch keeps its graph into the generator."""
+    from torchvision import transforms
+    run = run_flags(args)
+    train, _ = usual_loaders(args, run.batch_size, transforms.Pad(2), transforms.Normalize(0.5, 0.5))
+    generator, critic = (kind((1, 28, 28), run, 0).to(args.device,
+                                                      memory_format=torch.contiguous_format)
+                         for kind in (gan.Generator, gan.Discriminator))
+    g_optimizer, d_optimizer = (torch.optim.Adam(network.parameters(), run.lr, betas=(0.0, 0.9))
+                                for network in (generator, critic))
+
+    def train_epoch():
+        for i, (x, y) in enumerate(train, 1):
+            x, y = x.to(args.device), y.to(args.device)
+            fake = generator(torch.randn(len(x), run.latent, device=x.device), y)
+            penalty = gan.gradient_penalty(critic, x, fake, y).mean()
+            loss = critic(fake, y).mean() - critic(x, y).mean() + gan.LAMBDA * penalty
+            d_optimizer.zero_grad()
+            loss.backward()
+            d_optimizer.step()
+            if i % run.critic_steps == 0:
+                z = torch.randn(len(x), run.latent, device=x.device)
+                g_loss = -critic(generator(z, y), y).mean()
+                g_optimizer.zero_grad()
+                g_loss.backward()
+                g_optimizer.step()
+                g_loss.item()
+            loss.item()
+        return 0.0
+
+    return train_epoch, lambda: 0.0
+
+
+def our_vae(args, **replaced):
     """vae.py itself."""
-    run = run_flags()
-    run.amp = "--amp" in args.loop
+    run = run_flags(args)
+    vars(run).update(replaced)
     data = load_data("MNIST", args.data, args.device, train_size=args.train_size)
     learner = vae.make_learner(vae.VAE((1, 28, 28), run).to(args.device), data, run)
     compiled = torch.compile(vae.loss_terms, dynamic=False)
@@ -86,24 +141,65 @@ def ours(args):
             lambda: vae.evaluate(learner.model, data, 1, run)["test_loss"])
 
 
-def matrix_products(args):
-    """The five large products of a step: two forward, three backward (x needs no gradient)."""
-    images = args.train_size or 60_000
-    x, h, g = (torch.randn(images, n, device=args.device) for n in (784, 400, 784))
-    w_in, w_out = (torch.randn(n, 1184 - n, device=args.device) for n in (784, 400))
+def our_gan(args):
+    """gan.py's steps, its running average included."""
+    run = run_flags(args)
+    data = load_data("MNIST", args.data, args.device, train_size=args.train_size)
+    generator, average, critic = (kind((1, 28, 28), run, 0).to(args.device) for kind in
+                                  (gan.Generator, gan.Generator, gan.Discriminator))
+    g_optimizer, d_optimizer = (
+        torch.optim.Adam(network.parameters(), run.lr, betas=(0.0, 0.9), fused=True)
+        for network in (generator, critic))
 
     def train_epoch():
-        for x_, h_, g_ in zip(x.split(128), h.split(128), g.split(128), strict=True):
-            for a, b in ((x_, w_in), (h_, w_out), (x_.T, h_), (h_.T, g_), (g_, w_out.T)):
-                torch.mm(a, b)
+        for i in range(1, args.train_size // run.batch_size + 1):
+            x, y = gan.real_batch(data, run)
+            gan.discriminator_step(generator, critic, d_optimizer, x, y, run)
+            if i % run.critic_steps == 0:
+                gan.generator_step(generator, critic, g_optimizer, y, run)
+                gan.update_average(average, generator, run.ema)
         return 0.0
 
     return train_epoch, lambda: 0.0
 
 
+class Record(TorchDispatchMode):
+    """Remembers every large matrix product and convolution that is done, those of both kinds of
+    backward passes included."""
+    KINDS = ("aten.mm", "aten.addmm", "aten.convolution")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith(self.KINDS):
+            tensors = [a for a in args if isinstance(a, torch.Tensor) and a.ndim > 1]
+            if min(min(a.shape) for a in tensors) >= 100 or "convolution" in str(func):
+                self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def matrix_products(args):
+    """The products of a few of our own steps, over and over, and nothing else."""
+    size, args.train_size = args.train_size, 640
+    train_epoch, _ = (our_gan if args.model == "gan" else our_vae)(args)
+    train_epoch()
+    with Record() as record:
+        record.calls = []
+        train_epoch()
+
+    @torch.no_grad()
+    def replay():
+        for _ in range(size // 640):
+            for func, operands in record.calls:
+                func(*operands)
+        return 0.0
+
+    return replay, lambda: 0.0
+
+
 def time_loop(args):
-    """Seconds of a training epoch and of a test, after an epoch to warm up; and the losses."""
-    kind = {"usual": usual, "matrix products": matrix_products}.get(args.loop, ours)
+    """Seconds of a training epoch and of a test, after one to warm up; the losses; the memory."""
+    kind = {"usual": usual_gan if args.model == "gan" else usual_vae,
+            "matrix products": matrix_products}.get(args.loop.split(" to ")[0])
+    kind = kind or (our_gan if args.model == "gan" else our_vae)
     torch.manual_seed(1)
     found = {}
     epochs = kind(args)
@@ -114,40 +210,71 @@ def time_loop(args):
             if args.device.startswith("cuda"):
                 torch.cuda.synchronize()
             found[name] = time.perf_counter() - start
+    found["MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if args.device.startswith("cuda"):
+        found["MB"] = torch.cuda.max_memory_allocated() / 2 ** 20
     return found
+
+
+def time_to_target(args):
+    """Seconds of training and testing until the test loss is 105.6, where pytorch/examples ends."""
+    torch.manual_seed(1)
+    if args.loop.startswith("usual"):
+        (train, test), most = usual_vae(args), 20
+    else:
+        train, test = our_vae(args, lr=5e-3, lr_schedule="onecycle", epochs=EPOCHS_TO_TARGET)
+        most = EPOCHS_TO_TARGET
+    start = time.perf_counter()
+    for epoch in range(1, most + 1):
+        train()
+        loss = test()
+        if loss <= 105.6:
+            break
+    return {"seconds": time.perf_counter() - start, "epochs": epoch, "test_loss": loss}
 
 
 def main(argv=(), **overrides):
     """Print the table. Returns {loop: {"train": seconds, "test": seconds, ...}}, medians."""
     args, _ = parse_flags(flags(), argv, overrides)
+    loops = [loop for loop in LOOPS[args.model] if not args.train_size or " to " not in loop]
+    args.train_size = args.train_size or IMAGES[args.model]
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.loop:
-        found = time_loop(args)
+        check(args.loop in loops, f"--loop must be one of {', '.join(loops)}, not {args.loop}")
+        found = (time_to_target if " to " in args.loop else time_loop)(args)
         print(json.dumps(found))
         return found
-    times = {loop: [] for loop in LOOPS}
+    times = {loop: [] for loop in loops}
     for _ in range(args.rounds):
-        for loop in LOOPS:
-            size = [f"--train-size={args.train_size}"] if args.train_size else []
-            command = [sys.executable, __file__, f"--loop={loop}", f"--data={args.data}",
-                       f"--device={args.device}", *size]
+        for loop in loops:
+            size = [] if " to " in loop else [f"--train-size={args.train_size}"]
+            command = [sys.executable, __file__, f"--loop={loop}", f"--model={args.model}",
+                       f"--data={args.data}", f"--device={args.device}", *size]
             done = subprocess.run(command, capture_output=True, text=True)
             check(done.returncode == 0, f"{loop}: {done.stderr}", status=1)
             times[loop].append(json.loads(done.stdout.splitlines()[-1]))
     table = {loop: {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
              for loop, rounds in times.items()}
-    images = args.train_size or 60_000
-    print(f"python benchmark.py: torch {torch.__version__}, {args.device}, "
-          f"{torch.get_num_threads()} threads, median of {args.rounds}")
-    print("| loop | train s | test s | images/s | epoch / usual | train / products | test loss |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for loop, t in table.items():
-        usual_epoch = table["usual"]["train"] + table["usual"]["test"]
-        print(f"| {loop} | {t['train']:.2f} | {t['test']:.2f} | {images / t['train']:,.0f} | "
-              f"{(t['train'] + t['test']) / usual_epoch:.2f} | "
-              f"{t['train'] / table['matrix products']['train']:.2f} | {t['test_loss']:.1f} |")
+    show(table, args)
     return table
+
+
+def show(table, args):
+    print(f"python benchmark.py --model {args.model}: torch {torch.__version__}, {args.device}, "
+          f"{torch.get_num_threads()} threads, {args.train_size} images, median of {args.rounds}")
+    print("| loop | train s | test s | images/s | epoch / usual | train / products | MB | loss |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    usual, floor = table["usual"]["train"] + table["usual"]["test"], table["matrix products"]
+    for loop, t in table.items():
+        if " to " not in loop:
+            print(f"| {loop} | {t['train']:.2f} | {t['test']:.2f} | "
+                  f"{args.train_size / t['train']:,.0f} | {(t['train'] + t['test']) / usual:.2f} | "
+                  f"{t['train'] / floor['train']:.2f} | {t['MB']:,.0f} | {t['test_loss']:.1f} |")
+    for loop, t in table.items():
+        if " to " in loop:
+            print(f"\n{loop}: {t['seconds']:.1f} s, {t['epochs']:.0f} epochs, test loss "
+                  f"{t['test_loss']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What the scripts share and a reader may skip: flags, data, formulas, run folder, pictures.
 
-Everywhere: a picture is a float tensor in [0, 1], (B, C, H, W); a loss is in nats per image, (B,),
-summed over pixels or latent units; `logvar` is the log of the variance.
+Everywhere: a picture is a float in [0, 1], (B, C, H, W); a loss is in nats per image, (B,).
 """
 import argparse
 import contextlib
@@ -13,8 +12,8 @@ import shlex
 import shutil
 import socket
 import sys
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,10 +44,9 @@ def make_parser(script, description):
 def number(kind, low, above=False):
     """An argparse type: a finite int or float, at least `low`, or above it."""
     def convert(text):
-        value = kind(text)
+        value, bound = kind(text), f"{'above' if above else 'at least'} {low}"
         if not low <= value < math.inf or above and value == low:
-            raise argparse.ArgumentTypeError(
-                f"must be {'above' if above else 'at least'} {low}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
         return value
     convert.__name__ = kind.__name__   # argparse names it when the text is no number at all
     return convert
@@ -71,6 +69,7 @@ def add_plumbing_flags(parser):
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
     add("--amp", action="store_true", help="train with matrix products in bfloat16")
     add("--quiet", action="store_true", help="print nothing but errors")
+    add("--tensorboard", action="store_true", help="write log and figures for TensorBoard, too")
 
 
 def as_flags(values):
@@ -90,14 +89,15 @@ def parse_flags(parser, argv, overrides):
         check(parser.prog == f"{script}.py", f"--resume {args.resume}: go on with {script}.py")
         parser.set_defaults(**stored)
         args = parser.parse_args(argv)
-        # A schedule that is laid out over all epochs cannot be stretched.
-        fixed = args.lr_schedule in ("onecycle", "cosine") or args.beta_schedule != "constant"
-        free = {"data", "device", "save_every", "quiet"} | ({"epochs"} if not fixed else set())
+        # A schedule that is laid out over the whole run cannot be stretched.
+        schedules = {value for name, value in vars(args).items() if name.endswith("_schedule")}
+        free = {"data", "device", "save_every", "quiet", "tensorboard"}
+        free |= {"epochs"} if schedules <= {"constant", "plateau"} else set()
         for name in {"out", *stored} - free:
             check(getattr(args, name) == stored.get(name), f"--{name.replace('_', '-')} cannot "
                   "change on --resume, which goes on in its folder with its flags; leave it away")
-        check(args.epochs > done, f"--resume {args.resume}: all {done} epochs are done; raise "
-              "--epochs, if no schedule is laid out over them, or start a longer run")
+        check(done < (vars(args).get("epochs") or args.iterations), f"--resume {args.resume}: all "
+              f"{done} are done; raise --epochs, if no schedule depends on it, or start a new run")
     args.command = shlex.join([parser.prog, *argv])
     return args, checkpoint
 
@@ -111,14 +111,8 @@ def pick_device(name):
         check(False, f"--device {name} is not to be had; take auto, which is {best}, or cpu")
 
 
-class Data(NamedTuple):
-    """A data set, whole, on the device: x uint8 (N, C, H, W), y int64 (N,), zeros if unlabelled."""
-    name: str
-    x_train: torch.Tensor
-    y_train: torch.Tensor
-    x_test: torch.Tensor
-    y_test: torch.Tensor
-    classes: list   # the labels' names; empty if unlabelled
+# A data set on the device: x uint8 (N, C, H, W), y int64 (N,), the labels' names; or zeros, none.
+Data = namedtuple("Data", "name x_train y_train x_test y_test classes")
 
 
 def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None):
@@ -231,10 +225,10 @@ def read_folder(root, size=None):
 def list_pictures(root):
     """Sorted (file, class) pairs; the class is "" where pictures lie in `root` itself."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
-    files = [file for pattern in ("*", "*/*") for file in sorted(root.glob(pattern))
+    pairs = [(file, "" if file.parent == root else file.parent.name)
+             for pattern in ("*", "*/*") for file in sorted(root.glob(pattern))
              if file.suffix.lower() in IMG_EXTENSIONS and file.name[0] != "."]
-    pairs = [(file, "" if file.parent == root else file.parent.name) for file in files]
-    check(files, f"--dataset {root}: no pictures ({' '.join(IMG_EXTENSIONS)}) in it")
+    check(pairs, f"--dataset {root}: no pictures ({' '.join(IMG_EXTENSIONS)}) in it")
     check(len({label == "" for _, label in pairs}) == 1,
           f"--dataset {root}: pictures beside folders of pictures; sort all into folders, or none")
     return pairs
@@ -242,8 +236,7 @@ def list_pictures(root):
 
 def channels_first(x):
     """(N, H, W) or (N, H, W, C) -> (N, C, H, W)."""
-    x = torch.as_tensor(x)
-    return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+    return torch.as_tensor(x).reshape(*x.shape[:3], -1).permute(0, 3, 1, 2).contiguous()
 
 
 def resize(x, size):
@@ -254,8 +247,7 @@ def resize(x, size):
 
 
 def batches(x, y, batch_size, shuffle):
-    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short. The set
-    lies on the device as uint8, so that a batch is one indexing: no workers, no transfers."""
+    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short."""
     order = torch.randperm if shuffle else torch.arange
     for index in order(len(x), device=x.device).split(batch_size):
         yield x[index] / 255, y[index]
@@ -290,8 +282,7 @@ def active_units(mu):
 
 
 def start_run(parser, argv, overrides, checks):
-    """What every training script does first: flags, data, `checks` of both, run folder, seed.
-    Returns flags, data, folder and the checkpoint to resume."""
+    """What every training script does first. Returns flags, data, folder, checkpoint to resume."""
     args, checkpoint = parse_flags(parser, argv, overrides)
     out, resume, command = (args.__dict__.pop(name) for name in ("out", "resume", "command"))
     checks(args)
@@ -302,14 +293,18 @@ def start_run(parser, argv, overrides, checks):
     checks(args, data)
     if checkpoint:
         folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-        lines = (folder / "log.csv").read_text().splitlines(keepends=True)
-        (folder / "log.part").write_text("".join(lines[:1 + checkpoint["epoch"]]))
+        head, *rows = (folder / "log.csv").read_text().splitlines(keepends=True)
+        rows = [row for row in rows if int(row.split(",")[0]) <= checkpoint["epoch"]]
+        (folder / "log.part").write_text("".join([head, *rows]))
         os.replace(folder / "log.part", folder / "log.csv")   # less rows newer than the checkpoint
     else:
         folder = Path(out or free_folder(f"results/{parser.prog[:-3]}-{data.name}"))
-        try:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
+        lines = [f"# python {command}", f"# python {platform.python_version()}, torch "
+                 f"{torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores, {gpu}"]
+        try:   # all flags, one a line, to be read with @; above them command and machine
             folder.mkdir(parents=True, exist_ok=True)
-            write_args(folder / "args.txt", args, command)
+            (folder / "args.txt").write_text("\n".join(lines + as_flags(vars(args))) + "\n")
         except OSError as error:
             check(False, f"--out {folder}: {error.strerror}; take a folder that can be written")
     torch.manual_seed(args.seed)
@@ -322,47 +317,53 @@ def free_folder(base):
     return next(name for name in names if not Path(name, "log.csv").exists())
 
 
-def write_args(path, args, command):
-    """All flags, one a line, to be read with @; above them, in comments, command and machine."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
-    lines = [f"# python {command}", f"# python {platform.python_version()}, torch "
-             f"{torch.__version__}, {os.cpu_count()} {platform.machine()} cores, {gpu}"]
-    path.write_text("\n".join(lines + as_flags(vars(args))) + "\n")
-
-
 def read_log(folder):
     """The rows of a run's log as {column: float, or None where empty}."""
     with open(Path(folder, "log.csv"), newline="") as file:
-        rows = csv.DictReader(file)
-        return [{k: float(v) if v else None for k, v in row.items()} for row in rows]
+        return [{k: float(v) if v else None for k, v in row.items()}
+                for row in csv.DictReader(file)]
 
 
-def save_epoch(row, args, script, data, folder, state, bar):
-    """Append {column: number or None} to the log, write the checkpoint (plain values and tensors,
-    `state` being {name: thing with a state_dict}), report. Returns whether figures are due."""
-    epoch, last, shape = row["epoch"], args.epochs, list(data.x_train.shape[1:])
+def save_epoch(row, note, args, script, data, folder, state, bar):
+    """Append {epoch or iteration: number, column: number or None ...} to the log, report `note`,
+    write a checkpoint with {name: thing with a state_dict}. Returns whether figures are due."""
+    (unit, epoch), *_ = row.items()
+    last, every = getattr(args, f"{unit}s"), vars(args).get("eval_every") or 1
     with open(folder / "log.csv", "a", newline="") as file:   # closed, so flushed, every epoch
         writer = csv.writer(file)
-        if epoch == 1:
+        if not file.tell():
             writer.writerow(row)
         writer.writerow("" if value is None else f"{value:.6g}" for value in row.values())
-    gpu = torch.cuda.get_rng_state_all() if data.x_train.is_cuda else []
     with open(folder / "checkpoint.part", "wb") as file:
         torch.save({"script": script, "args": vars(args), "epoch": epoch,
-                    "data": {"name": data.name, "shape": shape, "classes": data.classes},
-                    "rng": {"cpu": torch.get_rng_state(), "cuda": gpu},
+                    "data": {"name": data.name, "shape": list(data.x_train.shape[1:]),
+                             "classes": data.classes},
+                    "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
                     **{name: thing.state_dict() for name, thing in state.items()}}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")   # a kill leaves a whole file
-    if epoch % args.save_every == 0 or epoch == last:
+    if epoch % (every * args.save_every) == 0 or epoch == last:
         shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{epoch:03d}.pt")
-    bar.set_postfix_str(f"test loss {row['test_loss']:.2f}, "
-                        f"{len(data.x_train) / row['seconds']:,.0f} images/s")
-    bar.update()
+    bar.set_postfix_str(note)
+    bar.update(epoch - bar.n)
     if bar.disable and not args.quiet:
-        print(f"epoch {epoch}/{last}: {bar.postfix}", flush=True)
+        print(f"{unit} {epoch}/{last}: {note}", flush=True)
     return epoch in (1, 2, 5, last) or epoch % args.save_every == 0
+
+
+def write_tensorboard(row, args, folder):
+    """The log's row, the figures of its epoch and, at the end, the flags, for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torchvision.io import decode_image
+    (unit, epoch), *columns = ((name, value) for name, value in row.items() if value is not None)
+    with SummaryWriter(folder / "tensorboard", purge_step=epoch) as board:   # no epoch twice
+        for name, value in columns:
+            board.add_scalar(name, value, epoch)
+        for file in folder.glob(f"*_{epoch:03d}.png"):
+            board.add_image(file.stem[:-4], decode_image(str(file)), epoch)
+        if epoch == getattr(args, f"{unit}s"):
+            board.add_hparams(vars(args), dict(columns), run_name=".", global_step=epoch)
 
 
 def load_checkpoint(path):
@@ -383,18 +384,18 @@ def restore(checkpoint, state):
     for name, thing in state.items():
         thing.load_state_dict(checkpoint[name])
     torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
+    if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
     return checkpoint["epoch"] + 1
 
 
 @contextlib.contextmanager
 def progress(args, script, folder, first):
-    """A bar over epochs, seen on a terminal only. Ctrl-C says how to go on."""
+    """A bar over epochs or iterations, seen on a terminal only. Ctrl-C says how to go on."""
     from tqdm import tqdm
-    hidden = args.quiet or not sys.stderr.isatty()
+    hidden, total = args.quiet or not sys.stderr.isatty(), vars(args).get("epochs")
     try:
-        with tqdm(total=args.epochs, initial=first - 1, unit="epoch", disable=hidden) as bar:
+        with tqdm(total=total or args.iterations, initial=first - 1, disable=hidden) as bar:
             yield bar
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python {script}.py --resume {shlex.quote(str(folder))}"
@@ -419,18 +420,17 @@ def save_grid(path, images, columns, names=()):
     page.save(path)
 
 
-def save_curves(path, rows, models):
-    """Train and test loss, recon and KL by epoch, of {model's name: prefix of its columns}."""
+def save_curves(path, rows, panels, unit):
+    """Columns of the log, a panel per {title: {label: column}}; every first of two is dashed."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, term in zip(figure.subplots(1, 3), ("loss", "recon", "kl"), strict=True):
-        for i, (name, prefix) in enumerate(models.items()):
-            for part, style in (("train", "--"), ("test", "-")):
-                values = [row[f"{prefix}{part}_{term}"] for row in rows]
-                axes.plot([row["epoch"] for row in rows], values, style, color=f"C{i}",
-                          marker="." if len(rows) < 30 else "", label=f"{name} {part}")
-        axes.set(title=term, xlabel="epoch", ylabel="nats per image")
-    axes.legend()
+    figure, (x, *_) = Figure(figsize=(4 * len(panels), 3.6), layout="constrained"), rows[0]
+    subplots = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, lines) in zip(subplots, panels.items(), strict=True):
+        for i, (label, column) in enumerate(lines.items()):
+            axes.plot([row[x] for row in rows], [row[column] for row in rows], ("--", "-")[i % 2],
+                      color=f"C{i // 2}", marker="." if len(rows) < 30 else "", label=label)
+        axes.set(title=title, xlabel=x, ylabel=unit)
+        axes.legend()
     figure.savefig(path)
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, 
 
 from common import add_plumbing_flags, check, make_parser, number, start_run
 from common import active_units, batches, bernoulli_nll, gaussian_kl, gaussian_nll
-from common import progress, read_log, restore, save_epoch
+from common import progress, read_log, restore, save_epoch, write_tensorboard
 from common import save_curves, save_grid, save_latent
 
 SIGMA_MIN = 1 / 256   # a grey level; without it, a black border is infinitely likely
@@ -107,11 +107,12 @@ def mlp(shape, inputs, codes, args):
 
 def conv(shape, inputs, codes, args):
     """The same with convolutions that halve a picture of `inputs` channels down to 4..7 pixels and
-    double its width each time, and their mirror image."""
+    double its width each time, a fully connected layer, and the mirror image of them all."""
     widths, side = [], shape[1]
     while side > 7:
         widths, side = [*widths, args.hidden * 2 ** len(widths)], side // 2
     flat, steps = widths[-1] * side * side, list(zip([inputs, *widths], widths, strict=False))
+    full = max(16 * args.hidden, 2 * args.latent)   # no narrower than what it has to say
 
     def finish(width):
         drop = [nn.Dropout2d(args.dropout)] if args.dropout else []
@@ -120,12 +121,14 @@ def conv(shape, inputs, codes, args):
     down = [[nn.Conv2d(n, width, 4, stride=2, padding=1), *finish(width)] for n, width in steps]
     encoder = nn.Sequential(
         *sum(down, []), nn.Flatten(),                       # (B, hidden, H / 2, W / 2) ... flat
-        nn.Linear(flat, 2 * args.latent),                   # (B, 2 * latent): mu and logvar
+        nn.Linear(flat, full), nn.LeakyReLU(0.2),           # (B, full)
+        nn.Linear(full, 2 * args.latent),                   # (B, 2 * latent): mu and logvar
     )
     up = [[*finish(width), nn.ConvTranspose2d(width, n, 4, stride=2, padding=1)] for n, width in
           [(shape[0], widths[0]), *steps[1:]]]
     decoder = nn.Sequential(
-        nn.Linear(codes, flat),                             # (B, flat)
+        nn.Linear(codes, full), nn.LeakyReLU(0.2),          # (B, full)
+        nn.Linear(full, flat),                              # (B, flat)
         nn.Unflatten(1, (widths[-1], side, side)),          # (B, hidden * 2 ** ..., 4..7, 4..7)
         *sum(reversed(up), []),                             # ... (B, C, H, W)
     )
@@ -155,7 +158,7 @@ class CVAE(nn.Module):
 
     def encode(self, x, y):
         """x (B, C, H, W) in [0, 1], y (B,) -> mu, logvar of q(z|x,y), each (B, latent)."""
-        h = x.flatten(1) if self.args.arch == "mlp" else x.to(memory_format=torch.channels_last)
+        h = x.flatten(1) if self.args.arch == "mlp" else x
         mu, logvar = self.encoder(self.with_label(h, y)).float().chunk(2, dim=1)
         return mu, logvar.clamp(-15, 15)   # far from the overflow of exp
 
@@ -341,7 +344,10 @@ def save_figures(models, data, folder, epoch, args):
         x = model.picture(z, torch.zeros(64, device=x.device))
         save_grid(folder / f"sample_vae_{epoch:03d}.png", x, 8)
     prefixes = dict(zip(models, ("", "vae_"), strict=False))
-    save_curves(folder / "curves.png", read_log(folder), prefixes)
+    panels = {term: {f"{name} {part}": f"{prefix}{part}_{term}" for name, prefix in
+                     prefixes.items() for part in ("train", "test")}
+              for term in ("loss", "recon", "kl")}
+    save_curves(folder / "curves.png", read_log(folder), panels, "nats per image")
     if args.latent == 2:
         test = list(batches(data.x_test, data.y_test, 1000, shuffle=False))
         means = {name: torch.cat([model.encode(x, y)[0] for x, y in test])
@@ -376,8 +382,12 @@ def main(argv=(), **overrides):
             if args.beta == 0:   # an autoencoder has no KL
                 row |= dict.fromkeys(column for column in row if column.endswith("_kl"))
             row["seconds"] = time.perf_counter() - start
-            if save_epoch(row, args, "cvae", data, folder, state, bar):
+            note = f"test loss {row['test_loss']:.2f}, "
+            note += f"{len(data.x_train) / row['seconds']:,.0f} images/s"
+            if save_epoch(row, note, args, "cvae", data, folder, state, bar):
                 save_figures(models, data, folder, epoch, args)
+            if args.tensorboard:
+                write_tensorboard(row, args, folder)
     for prefix in models:
         warn_of_collapse(row[f"{prefix}active"], row[f"{prefix}test_kl"], args)
     return models[""], read_log(folder)

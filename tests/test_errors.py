@@ -143,7 +143,7 @@ def test_out_that_holds_a_run_is_left_alone(capsys, vae_run):
 def test_resume(capsys, vae_run, tmp_path):
     folder = vae_run[0]
     assert "go on with vae.py" in refusal(capsys, cvae, resume=folder)
-    assert "all 2 epochs are done" in refusal(capsys, vae, resume=folder)
+    assert "all 2 are done" in refusal(capsys, vae, resume=folder)
     assert "--latent cannot change" in refusal(capsys, vae, resume=folder, latent=3)
     assert "--epochs cannot change" in refusal(capsys, vae, resume=folder, epochs=9)   # onecycle
     assert "--out cannot change" in refusal(capsys, vae, resume=folder, out=tmp_path)

@@ -7,15 +7,25 @@ import pytest
 import torch
 from conftest import TINY
 
+import cvae
 import evaluate
+import gan
 import vae
-from common import load_data
+from common import load_data, read_log
+
+QUICK = {"metrics": "elbo,mse", "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory):
+    """The folder whose cache/ holds the classifier that test_metrics.py uses, too."""
+    return tmp_path_factory.getbasetemp()
 
 
 def test_numbers_of_a_run_agree_with_its_log_and_its_model(vae_run, tmp_path, capsys):
     folder, model, log = vae_run
     shutil.copytree(folder, tmp_path / "run")
-    found = evaluate.main([str(tmp_path / "run")])
+    found = evaluate.main([str(tmp_path / "run")], **QUICK)
     for name in ("test_loss", "test_recon", "test_kl", "active"):
         assert found[name] == pytest.approx(log[-1][name], rel=1e-5)
     x = load_data("digits").x_test / 255
@@ -26,15 +36,98 @@ def test_numbers_of_a_run_agree_with_its_log_and_its_model(vae_run, tmp_path, ca
     assert found["psnr"] == pytest.approx(-10 * math.log10(mse), rel=1e-5)
     assert found["sse_pm1"] == pytest.approx(4 * 784 * mse, rel=1e-5)   # (2a - 1) - (2b - 1)
     lines = (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["psnr"] == found["psnr"] and "psnr" in capsys.readouterr().out
+    assert json.loads(lines[0]) == {"epoch": 2, "seed": 1, **found}
+    assert "psnr" in capsys.readouterr().out
 
 
 def test_twin_and_sigma_are_measured_too(tmp_path):
-    import cvae
     cvae.main(out=tmp_path / "run", likelihood="gaussian", **TINY)
-    found = evaluate.main([str(tmp_path / "run" / "checkpoint_002.pt")])
+    found = evaluate.main([str(tmp_path / "run" / "checkpoint_002.pt")], **QUICK)
     assert found["vae_mse"] != found["mse"] and 0 < found["sigma"] != found["vae_sigma"]
     assert not (tmp_path / "run" / "evaluation.jsonl").exists()   # a checkpoint is only printed
+    row = read_log(tmp_path / "run")[-1]
+    for name in ("test_loss", "vae_test_loss", "vae_active"):
+        assert found[name] == pytest.approx(row[name], rel=1e-5)
+
+
+def test_everything_of_a_cvae_and_its_twin(cvae_run, out, capsys):
+    checkpoint = str(cvae_run[0] / "checkpoint_002.pt")
+    flags = {"metrics": "all", "nll_samples": 10, "out": out, "device": "cpu"}
+    found = evaluate.main([checkpoint], **flags)
+    assert "features: classifier of digits" in capsys.readouterr().out
+    for name in ("fid", "kid", "precision", "recall"):
+        bound = "_floor" if name in ("fid", "kid") else "_ceiling"
+        real, *models = (found[key] for key in (
+            f"{name}_classifier_297{bound}", f"{name}_classifier_297",
+            f"vae_{name}_classifier_297"))
+        assert all(real < fake for fake in models) == (bound == "_floor")
+    assert 0.9 < found["classifier_accuracy_297"] < 1
+    assert len(found["class_accuracy_1000_each"]) == 10
+    mean = sum(found["class_accuracy_1000_each"]) / 10
+    assert found["class_accuracy_1000"] == pytest.approx(mean)
+    assert sum(found["vae_class_counts_1000"]) == 1000
+    assert 0 <= found["vae_class_entropy_1000"] <= math.log(10)
+    assert "vae_class_accuracy_1000" not in found   # it cannot be asked for a class
+    for prefix in ("", "vae_"):
+        assert 0 <= found[f"{prefix}reconstruction_accuracy_297"] <= 1
+    # the ELBO is a looser bound; of the label no more than -log p(y) can be gained
+    assert found["vae_grey_pixel_is10"] < found["vae_test_loss"]
+    assert found["grey_pixel_given_y_is10"] < found["test_loss"]
+    gain = found["grey_pixel_marginal_is10_297"] - found["grey_pixel_given_y_is10"]
+    assert gain < math.log(10) + 0.5 and 0 <= found["free_classifier_is10_297"] <= 1
+    again = evaluate.main([checkpoint], **flags)
+    assert again == found
+    other = evaluate.main([checkpoint], seed=2, **flags | {"metrics": "fid"})
+    assert set(other) < set(found)
+    assert other["fid_classifier_297_floor"] == found["fid_classifier_297_floor"]
+    assert other["fid_classifier_297"] != found["fid_classifier_297"]
+
+
+def test_an_autoencoder_has_no_kl_no_samples_and_no_likelihood(tmp_path, out, capsys):
+    vae.main(out=tmp_path / "run", **TINY | {"beta": 0, "epochs": 1})
+    found = evaluate.main([str(tmp_path / "run")], metrics="all", out=out, device="cpu")
+    assert set(found) == {"classifier_accuracy_297", "test_loss", "test_recon", "active", "mse",
+                          "psnr", "sse_pm1", "reconstruction_accuracy_297"}
+    assert capsys.readouterr().out.count("left out: an autoencoder has no prior") == 4
+
+
+def test_only_binary_pixels_have_a_likelihood_by_that_name(tmp_path, out):
+    vae.main(out=tmp_path / "run", **TINY | {"binarize": "threshold", "epochs": 1})
+    found = evaluate.main([str(tmp_path / "run")], metrics="nll,elbo", nll_samples=5, out=out)
+    assert found["nll_is5"] < found["test_loss"] and not any("grey" in name for name in found)
+
+
+def test_pictures_without_labels_have_no_classes(tmp_path, npz, capsys):
+    flags = {"dataset": npz(y_train=None, y_test=None), "out": tmp_path / "run"}
+    vae.main(**TINY | flags)
+    found = evaluate.main([str(tmp_path / "run")], out=tmp_path, data=tmp_path)
+    assert "class left out" in capsys.readouterr().out
+    assert math.isfinite(found["fid_autoencoder_7"]) and "class_counts_1000" not in found
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_gan_has_samples_only(conditional, tmp_path, out, capsys):
+    gan.main(dataset="digits", width=4, latent=4, batch_size=16, iterations=2, eval_every=0,
+             conditional=conditional, quiet=True, device="cpu", out=tmp_path / "run")
+    found = evaluate.main([str(tmp_path / "run")], out=out, device="cpu", metrics="mse,class,fid")
+    own = {"class_accuracy_1000", "class_accuracy_1000_each"} if conditional else \
+        {"class_counts_1000", "class_entropy_1000"}
+    assert set(found) == own | {"classifier_accuracy_297", "fid_classifier_297",
+                                "fid_classifier_297_floor"}
+    assert "mse left out: a GAN has no encoder" in capsys.readouterr().out
+    lines = (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["iteration"] == 2
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path / "run")] * 2)
+    assert "is a run of gan.py" in capsys.readouterr().err
+
+
+def test_bad_flags(vae_run, capsys):
+    for flag in ({"metrics": "elbo,fidd"}, {"nll_samples": 0}, {"fid_features": "no.pt"}):
+        with pytest.raises(SystemExit) as stop:
+            evaluate.main([str(vae_run[0] / "checkpoint.pt")], **{"metrics": "fid"} | flag)
+        name = "--" + next(iter(flag)).replace("_", "-")
+        assert stop.value.code == 2 and name in capsys.readouterr().err
 
 
 def test_comparison_shows_just_the_flags_that_differ(vae_run, tmp_path, capsys):

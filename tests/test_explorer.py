@@ -1,0 +1,196 @@
+"""generate.py --explore: one page in which a decoder runs. Its pictures are PyTorch's."""
+import json
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import cvae
+import gan
+import generate
+from common import load_checkpoint
+
+POINTS = [([0.5, -1.0], 3), ([-2.25, 1.5], 0), ([0.0, 0.0], 9)]   # z and y
+
+DRIVER = """
+const page = JSON.parse(require("fs").readFileSync(0, "utf8")), points = page.points;
+const pictures = page.models.map(load).map(model =>
+  points.map(([z, y]) => Array.from(decode(model, z, y), value => +value.toFixed(5))));
+const times = Array.from({ length: 10 }, () => {
+  const start = performance.now();
+  decode(page.models[0], ...points[0]);
+  return performance.now() - start;
+});
+console.log(JSON.stringify([pictures, Math.min(...times)]));
+"""
+
+PROBE = """<script>
+async function probe() {
+  const rest = async () => {   // let events arrive and the frame that they ask for be drawn
+    await new Promise(done => setTimeout(done, 50));
+    while (waiting) await new Promise(requestAnimationFrame);
+  };
+  const press = async (key, properties) => {
+    document.dispatchEvent(new KeyboardEvent("keydown", { key, ...properties }));
+    await rest();
+  };
+  const found = { pictures: [], texts: [], times: [] };
+  const look = () => found.texts.push([$("where").value,
+    document.querySelector("#y [aria-pressed=true]").textContent, location.hash]);
+  await rest();
+  for (const hash of HASHES) {
+    location.hash = hash;
+    await rest();
+    found.pictures.push([...document.querySelectorAll("figure canvas")].map(canvas =>
+      [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]));
+  }
+  for (let i = 0; i < 10; i++) {
+    const start = performance.now();
+    draw();
+    found.times.push(performance.now() - start);
+  }
+  await press("7");
+  await press("ArrowRight");
+  await press("ArrowDown", { shiftKey: true });
+  await new Promise(done => setTimeout(done, 500));
+  look();
+  const { left, top, width, height } = plane.getBoundingClientRect();
+  plane.dispatchEvent(new PointerEvent("pointermove", { buttons: 1, pointerType: "touch",
+    clientX: left + 0.75 * width, clientY: top + 0.25 * height }));
+  await rest();
+  look();
+  const tiles = board.getContext("2d").getImageData(0, 0, board.width, board.height).data;
+  found.board = [board.width, board.height, tiles.filter((_, i) => i % 4 === 3).every(a => a)];
+  add(document.body, "pre", { id: "found", textContent: JSON.stringify(found) });
+}
+probe();
+</script>"""
+
+
+def read_page(path):
+    """The model in the page and the script of its decoder."""
+    page = path.read_text()
+    model, decoder = (re.search(rf'<script id="{name}".*?>(.*?)</script>', page, re.DOTALL)[1]
+                      for name in ("model", "decoder"))
+    return json.loads(model), decoder
+
+
+def in_node(path, points):
+    """The page's decoder under node: pictures (models, points, C * H * W), and milliseconds."""
+    if not shutil.which("node"):
+        pytest.skip("no node on this machine")
+    model, decoder = read_page(path)
+    found = subprocess.run(["node", "-e", decoder + DRIVER], check=True, text=True, timeout=60,
+                           input=json.dumps(model | {"points": points}), capture_output=True)
+    pictures, ms = json.loads(found.stdout)
+    return torch.tensor(pictures), ms
+
+
+def in_torch(models, points):
+    """The same by PyTorch."""
+    z, y = torch.tensor([z for z, _ in points]), torch.tensor([y for _, y in points])
+    with torch.no_grad():
+        return torch.stack([torch.sigmoid(model.decode(z, y)[0]).flatten(1) for model in models])
+
+
+@pytest.fixture(scope="module")
+def page(cvae_run, tmp_path_factory):
+    """(explorer.html of the CVAE and its twin, the two models)."""
+    out = tmp_path_factory.mktemp("explorer")
+    generate.main([str(cvae_run[0]), "--explore", "--out", str(out)])
+    return out / "explorer.html", generate.rebuild(load_checkpoint(cvae_run[0]))[0].values()
+
+
+def test_decoder_of_the_page_draws_what_pytorch_draws(page):
+    pictures, ms = in_node(page[0], POINTS)
+    expected = in_torch(page[1], POINTS)
+    assert expected.std(dim=(1, 2)).min() > 0.05   # pictures, not a grey that fits anything
+    assert (pictures - expected).abs().max() < 2 / 255
+    assert ms < 50
+
+
+@pytest.mark.parametrize(("arch", "shape"), [("mlp", [3, 6, 9]), ("conv", [3, 16, 16]),
+                                             ("conv", [1, 28, 28])])
+def test_every_decoder_there_is_runs_in_the_page(arch, shape, tmp_path):
+    torch.manual_seed(0)
+    args = SimpleNamespace(arch=arch, hidden=24, latent=5, dropout=0.5, likelihood="gaussian",
+                           sigma="pixel", beta=1.0)
+    model = cvae.CVAE(shape, args, 4).eval()
+    with torch.no_grad():
+        for name, value in model.decoder.state_dict().items():
+            if "running" in name:   # as if trained: every channel is normalised in its own way
+                value.uniform_(0.5, 2)
+            elif value.ndim > 1:
+                value.mul_(4)   # contrast
+    data = {"name": "own", "shape": shape, "classes": ["</script>", "<b>", "é", "d"]}
+    generate.save_explorer(tmp_path / "page.html", {"": model}, args, data)
+    assert read_page(tmp_path / "page.html")[0]["classes"] == data["classes"]
+    points = [(torch.randn(5).tolist(), y) for y in (0, 3, 1)]
+    size = torch.Size(shape).numel()
+    pictures, expected = in_node(tmp_path / "page.html", points)[0], in_torch([model], points)
+    assert expected.std() > 0.1
+    assert (pictures[..., :size] - expected).abs().max() < 2 / 255   # before the sigmas: the means
+
+
+def test_most_telling_units_come_first(page, tmp_path):
+    args = SimpleNamespace(arch="mlp", hidden=8, latent=6, dropout=0, likelihood="bernoulli",
+                           sigma="learned", beta=1.0)
+    model = cvae.CVAE([1, 4, 4], args, 0)
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(torch.tensor([1.0, 5, 2, 6, 0, 3]).expand(8, 6))
+    data = {"name": "own", "shape": [1, 4, 4], "classes": []}
+    generate.save_explorer(tmp_path / "page.html", {"": model}, args, data)
+    assert read_page(tmp_path / "page.html")[0]["units"] == [1, 3, 5, 2, 0, 4]
+
+
+def test_page_stands_alone(page):
+    text = page[0].read_text()
+    assert not re.search(r"https?:|\bsrc=|<link|url\(|import |fetch\(", text)
+    assert len(text) < 4e6 and "MODEL<" not in text
+
+
+def test_page_in_the_browser(page, tmp_path):
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if not browser:
+        pytest.skip(f"none of {', '.join(names)} on this machine")
+    hashes = [f"#z={z[0]},{z[1]}&y={y}" for z, y in POINTS]
+    probed = tmp_path / "probed.html"   # the real page, and a reader of what it shows
+    probed.write_text(page[0].read_text() + PROBE.replace("HASHES", json.dumps(hashes)))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+               "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=20000", "--dump-dom", f"{probed.as_uri()}#z=9"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', shown)[1].replace("&amp;", "&"))
+    pictures = torch.tensor(found["pictures"]).view(3, 2, 28 * 28, 4).transpose(0, 1)
+    expected = 255 * in_torch(page[1], POINTS)
+    for channel in range(3):
+        assert (pictures[..., channel] - expected).abs().max() <= 2
+    assert (pictures[..., 3] == 255).all()   # opaque
+    assert min(found["times"]) < 50
+    # From z = (0, 0): one step of a tenth to the right, a fifth of one down; then the pointer.
+    keys, pointer = found["texts"]
+    assert keys == ["z₁ = 0.10   z₂ = −0.02", "7", "#z=0.1,-0.02&y=7&axes=1,2&span=3"]
+    assert pointer[:2] == ["z₁ = 1.50   z₂ = 1.50", "7"]
+    assert found["board"] == [15 * 28, 15 * 28, True]   # no picture of the plane is missing
+
+
+def test_what_cannot_be_explored_says_what_can(tmp_path, capsys):
+    args = {"latent": 1, "arch": "mlp", "hidden": 8, "dropout": 0, "likelihood": "bernoulli",
+            "sigma": "learned", "beta": 1.0, "width": 8, "conditional": False}
+    shape, space = [1, 28, 28], SimpleNamespace(**args)
+    common = {"args": args, "epoch": 1, "rng": {},
+              "data": {"name": "own", "shape": shape, "classes": []}}
+    torch.save(common | {"script": "vae", "model": cvae.CVAE(shape, space, 0).state_dict()},
+               tmp_path / "vae.pt")
+    torch.save(common | {"script": "gan", "ema": gan.Generator(shape, space, 0).state_dict()},
+               tmp_path / "gan.pt")
+    for script in ("vae", "gan"):
+        with pytest.raises(SystemExit) as stop:
+            generate.main([str(tmp_path / f"{script}.pt"), "--explore", "--out", str(tmp_path)])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and "--explore" in error and "--samples" in error
+        assert error.count("\n") == 1

@@ -1,0 +1,231 @@
+"""generate.py: one test per picture, and what the pictures promise."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+import gan
+import generate
+import vae
+from common import load_checkpoint, load_data
+
+
+def pictures(path, rows, columns, size=56):
+    """A grid as floats (rows, columns, size, size); names at the left are cut off."""
+    page = np.array(Image.open(path).convert("L")) / 255
+    assert page.shape[0] == 2 + rows * (size + 2)
+    page = page[2:, page.shape[1] - columns * (size + 2):]
+    return np.stack([[page[r * (size + 2):, c * (size + 2):][:size, :size]
+                      for c in range(columns)] for r in range(rows)])
+
+
+@pytest.fixture(scope="module")
+def every_epoch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("every") / "run"
+    vae.main(out=folder, **TINY | {"epochs": 3, "save_every": 1})
+    return folder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["gan", "conditional"])
+def gan_run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gan") / "run"
+    gan.main(dataset="digits", width=4, latent=8, iterations=4, batch_size=8, eval_every=0,
+             conditional=request.param, quiet=True, device="cpu", out=folder)
+    return folder
+
+
+def test_samples_depend_on_their_number_only(cvae_run, tmp_path):
+    """Sample i is the same in a grid of 8 and of 80."""
+    for show in ("mean", "sample"):
+        for n in (8, 80):
+            generate.main([str(cvae_run[0])], samples=n, show=show, out=tmp_path / show)
+        few = pictures(tmp_path / show / "samples_8.png", 1, 8)
+        many = pictures(tmp_path / show / "samples_80.png", 10, 8)
+        assert np.abs(few[0] - many[0]).max() <= 1 / 255 + 1e-9
+        assert np.abs(many[1] - many[0]).max() > 0.1   # and they are not all alike
+    assert torch.equal(generate.noise([5], 3, 1)[0], generate.noise(range(9), 3, 1)[5])
+    assert not torch.equal(generate.noise([5], 3, 1), generate.noise([5], 3, 2))
+
+
+def test_samples_follow_the_prior():
+    z = generate.noise(range(2000), 4, 0)
+    assert z.mean().abs() < 0.05 and abs(z.std() - 1) < 0.03
+
+
+def test_a_class_of_a_cvae_is_its_label(cvae_run, tmp_path):
+    folder, model, _ = cvae_run
+    generate.main([str(folder)], label=None, samples=4, out=tmp_path)
+    generate.main([str(folder), "--digit", "7", "--samples", "4", "--columns", "4"], out=tmp_path)
+    with torch.no_grad():
+        expected = model.picture(generate.noise(range(4), 2, 0), torch.full((4,), 7))
+    found = pictures(tmp_path / "samples_7_4.png", 1, 4)[0][:, ::2, ::2]
+    assert np.abs(found - expected[:, 0].numpy()).max() <= 1 / 255
+
+
+def test_a_class_of_a_vae_is_a_fitted_gaussian(vae_run):
+    """Against a direct computation, and against samples of the mixture that it stands for."""
+    run = generate.Run(generate.flags().parse_args([str(vae_run[0])]))
+    mean, deviation = run.gaussian(3)
+    data = load_data("digits")
+    keep = data.y_test == 3
+    with torch.no_grad():
+        mu, logvar = vae_run[1].encode(data.x_test[keep] / 255)
+    second_moment = (mu.square() + logvar.exp()).mean(0)
+    torch.testing.assert_close(mean, mu.mean(0))
+    torch.testing.assert_close(deviation, (second_moment - mu.mean(0).square()).sqrt())
+    torch.manual_seed(0)
+    z = mu.repeat(2000, 1) + (0.5 * logvar).exp().repeat(2000, 1) * torch.randn(2000 * len(mu), 2)
+    torch.testing.assert_close(z.std(0), deviation, rtol=0.02, atol=0)
+
+
+def test_classes(cvae_run, vae_run, tmp_path):
+    for run in (cvae_run, vae_run):
+        generate.main([str(run[0]), "--classes", "--columns", "3"], out=tmp_path)
+        assert pictures(tmp_path / "classes.png", 10, 3).shape == (10, 3, 56, 56)
+
+
+def test_interpolation(vae_run, cvae_run, tmp_path):
+    data = load_data("digits")
+    generate.main([str(vae_run[0]), "--interpolate", "0", "5", "--steps", "4"], out=tmp_path)
+    rows = pictures(tmp_path / "interpolation_0_5.png", 2, 6)[:, :, ::2, ::2]
+    assert np.array_equal(rows[0, 0], data.x_test[0, 0].numpy() / 255)
+    assert np.array_equal(rows[1, 5], data.x_test[5, 0].numpy() / 255)
+    with torch.no_grad():   # both ways begin and end at the images' own codes
+        ends = vae_run[1].picture(vae_run[1].encode(data.x_test[[0, 5]] / 255)[0])[:, 0].numpy()
+    for row in rows:
+        assert np.abs(row[1] - ends[0]).max() <= 1 / 255 and np.abs(row[4] - ends[1]).max() <= 1 / 255
+    generate.main([str(cvae_run[0]), "--digits", "1", "8"], out=tmp_path)
+    name, = (file.name for file in tmp_path.glob("interpolation_*.png") if "_0_5" not in file.name)
+    a, b = (int(part) for part in name[14:-4].split("_"))
+    assert [data.y_test[a], data.y_test[b]] == [1, 8]
+    assert len(pictures(tmp_path / name, 4, 12)) == 4   # two ways of both labels
+
+
+def test_ways():
+    a, b = torch.tensor([3., 0.]), torch.tensor([0., 3.])
+    way = generate.spherical(a, b, 7)
+    torch.testing.assert_close(way.norm(dim=1), torch.full((7,), 3.))   # the norm is kept
+    torch.testing.assert_close(way[3], torch.tensor([3., 3.]) / math.sqrt(2))
+    for ends in (way, generate.straight(a, b, 7)):
+        torch.testing.assert_close(ends[[0, -1]], torch.stack([a, b]))
+    assert generate.straight(a, b, 3)[1].tolist() == [1.5, 1.5]
+    assert generate.spherical(a, -a, 3).isfinite().all()
+
+
+def test_plane_is_the_quantiles_of_the_prior():
+    places = generate.plane(4)
+    normal = torch.distributions.Normal(0, 1)
+    torch.testing.assert_close(normal.cdf(places), torch.tensor([1, 3, 5, 7]) / 8)
+    assert generate.plane(3)[1] == 0 and generate.plane(3, (-1, 1)).tolist() == [-1, 0, 1]
+
+
+def test_manifold(vae_run, cvae_run, tmp_path, capsys):
+    generate.main([str(vae_run[0]), "--manifold", "--steps", "3"], out=tmp_path)
+    grid = pictures(tmp_path / "manifold.png", 6, 6)
+    places = generate.plane(6)
+    z = torch.stack([places[5], places[0]])[None]   # right below: z_1 is high, z_2 low
+    with torch.no_grad():
+        corner = vae_run[1].picture(z)[0, 0].numpy()
+    assert np.abs(grid[5, 5][::2, ::2] - corner).max() <= 1 / 255
+    generate.main([str(cvae_run[0]), "--uniform", "-1", "1", "--steps", "2"], out=tmp_path)
+    assert {f"uniform_{digit}.png" for digit in range(10)} <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_traverse_and_most_active(vae_run, tmp_path):
+    generate.main([str(vae_run[0]), "--traverse", "--steps", "7"], out=tmp_path)
+    rows = pictures(tmp_path / "traverse.png", 2, 7)
+    assert np.abs(rows[0, 3] - rows[1, 3]).max() <= 1 / 255   # both rows pass through z = 0
+    mu = torch.tensor([[0., 5., 1.], [0., -5., 2.]])
+    assert generate.most_active(mu, 2).tolist() == [1, 2]
+
+
+def test_reconstruct_shows_the_absolute_difference(cvae_run, tmp_path):
+    generate.main([str(cvae_run[0]), "--reconstruct", "5"], out=tmp_path)
+    original, first, gap, second, other = pictures(tmp_path / "reconstruction_of_5.png", 5, 5)
+    assert np.array_equal(original[:, ::2, ::2], load_data("digits").x_test[:5, 0].numpy() / 255)
+    assert np.abs(np.abs(original - first) - gap).max() <= 1 / 255 + 1e-9
+    assert np.abs(np.abs(original - second) - other).max() <= 1 / 255 + 1e-9
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("flag, name", [(("--tsne", "60"), "tsne_60.png"), (("--pca",), "pca.png"),
+                                        (("--scatter",), "scatter.png")])
+def test_maps(cvae_run, tmp_path, flag, name, capsys):
+    generate.main([str(cvae_run[0]), *flag], out=tmp_path)
+    assert capsys.readouterr().out.strip() == str(tmp_path / name)
+    page = np.array(Image.open(tmp_path / name).convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(page, axis=0)) > 10   # several classes, several colours
+
+
+def test_gifs(every_epoch, vae_run, tmp_path, capsys):
+    generate.main([str(every_epoch), "--gif"], out=tmp_path)
+    for name in ("samples.gif", "latent.gif"):
+        assert Image.open(tmp_path / name).n_frames == 3
+    generate.main([str(every_epoch), "--interpolate", "0", "5", "--steps", "4", "--gif"], out=tmp_path)
+    assert Image.open(tmp_path / "interpolation_0_5.gif").n_frames >= 6   # like ones may be merged
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        generate.main([str(vae_run[0]), "--gif"], out=tmp_path)
+    assert "--save-every 1" in capsys.readouterr().err
+
+
+def test_gan(gan_run, tmp_path, capsys):
+    generate.main([str(gan_run), "--samples", "6", "--columns", "3"], out=tmp_path)
+    assert pictures(tmp_path / "samples_6.png", 2, 3).shape == (2, 3, 56, 56)
+    generate.main([str(gan_run), "--interpolate", "1", "2", "--steps", "5"], out=tmp_path)
+    assert len(pictures(tmp_path / "interpolation_1_2.png", 2, 5)) == 2
+    conditional = load_checkpoint(gan_run)["args"]["conditional"]
+    if conditional:
+        generate.main([str(gan_run), "--classes"], out=tmp_path)
+        generate.main([str(gan_run), "--digit", "9", "--samples", "4"], out=tmp_path)
+    else:
+        assert "--conditional" in refusal(capsys, gan_run, "--digit", "9")
+    assert "which can make --" in refusal(capsys, gan_run, "--manifold")
+
+
+def refusal(capsys, run, *flags):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        generate.main([str(run), *flags])
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1
+    return line
+
+
+@pytest.mark.parametrize("flags, named", [
+    (("--digit", "11"), "the classes are 0, 1, 2"),
+    (("--interpolate", "0", "999"), "the test images are 0 to 296"),
+    (("--digits", "1", "x"), "--digits x"),
+    (("--reconstruct", "298"), "there are 297"),
+    (("--tsne", "3"), "--tsne 3"),
+    (("--pca", "--classes"), "not allowed with"),
+    (("--pca", "--gif"), "--gif goes alone"),
+    (("--out", "/dev/null/x"), "--out /dev/null/x"),
+])
+def test_errors(vae_run, flags, named, capsys):
+    assert named in refusal(capsys, vae_run[0], *flags)
+
+
+def test_a_picture_of_no_run(capsys):
+    assert "no checkpoint" in refusal(capsys, "/no/such/run")
+
+
+def test_an_autoencoder_draws_from_its_own_codes(tmp_path):
+    """It has no prior: a Gaussian fitted to its codes stands in."""
+    vae.main(out=tmp_path / "run", **TINY | {"beta": 0})
+    run = generate.Run(generate.flags().parse_args([str(tmp_path / "run")]))
+    z, _ = run.prior(range(500), None)
+    mu, _ = generate.codes(run.model, run.data())
+    torch.testing.assert_close(z.std(0), mu.std(0), rtol=0.15, atol=0)
+
+
+def test_models_of_a_file_alone(cvae_run, tmp_path, monkeypatch):
+    """A checkpoint file that lies in no run folder draws into pictures/, without any data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.pt").write_bytes((cvae_run[0] / "checkpoint.pt").read_bytes())
+    monkeypatch.setattr(generate, "load_data", None)   # a call would fail
+    generate.main(["own.pt", "--digit", "9"])
+    assert (tmp_path / "pictures" / "samples_9_64.png").exists()
