@@ -354,14 +354,14 @@ def save_epoch(row, note, args, script, data, folder, state, bar):
 
 def write_tensorboard(row, args, folder):
     """The log's row, the figures of its epoch and, at the end, the flags, for TensorBoard."""
+    from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
-    from torchvision.io import decode_image
     (unit, epoch), *columns = ((name, value) for name, value in row.items() if value is not None)
     with SummaryWriter(folder / "tensorboard", purge_step=epoch) as board:   # no epoch twice
         for name, value in columns:
             board.add_scalar(name, value, epoch)
         for file in folder.glob(f"*_{epoch:03d}.png"):
-            board.add_image(file.stem[:-4], decode_image(str(file)), epoch)
+            board.add_image(file.stem[:-4], np.array(Image.open(file))[..., :3], epoch, None, "HWC")
         if epoch == getattr(args, f"{unit}s"):
             board.add_hparams(vars(args), dict(columns), run_name=".", global_step=epoch)
 
@@ -393,7 +393,7 @@ def restore(checkpoint, state):
 def progress(args, script, folder, first):
     """A bar over epochs or iterations, seen on a terminal only. Ctrl-C says how to go on."""
     from tqdm import tqdm
-    hidden, total = args.quiet or not sys.stderr.isatty(), vars(args).get("epochs")
+    total, hidden = vars(args).get("epochs"), args.quiet or not sys.stderr.isatty()
     try:
         with tqdm(total=total or args.iterations, initial=first - 1, disable=hidden) as bar:
             yield bar

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 import cvae
 import demo
 import evaluate
+import gan
+import generate
 import vae
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("MINIGEN_DATA", "data"))
-SCRIPTS = {"vae.py": vae, "cvae.py": cvae, "evaluate.py": evaluate}
+SCRIPTS = {"vae.py": vae, "cvae.py": cvae, "gan.py": gan, "generate.py": generate,
+           "evaluate.py": evaluate, "benchmark.py": benchmark}
 TRAINING = ("vae.py", "cvae.py")
 
 
@@ -71,7 +75,7 @@ def test_every_flag_is_read(script):
     source = (ROOT / script).read_text() + (ROOT / "common.py").read_text()
     for action in SCRIPTS[script].flags()._actions:
         if action.dest != "help":
-            assert re.search(rf'args\.{action.dest}\b|"{action.dest}"', source), action.dest
+            assert re.search(rf'(args|wish)\.{action.dest}\b|"{action.dest}"', source), action.dest
 
 
 def commands(text):

@@ -96,7 +96,7 @@ def test_interpolation(vae_run, cvae_run, tmp_path):
     with torch.no_grad():   # both ways begin and end at the images' own codes
         ends = vae_run[1].picture(vae_run[1].encode(data.x_test[[0, 5]] / 255)[0])[:, 0].numpy()
     for row in rows:
-        assert np.abs(row[1] - ends[0]).max() <= 1 / 255 and np.abs(row[4] - ends[1]).max() <= 1 / 255
+        assert np.abs(row[[1, 4]] - ends).max() <= 1 / 255
     generate.main([str(cvae_run[0]), "--digits", "1", "8"], out=tmp_path)
     name, = (file.name for file in tmp_path.glob("interpolation_*.png") if "_0_5" not in file.name)
     a, b = (int(part) for part in name[14:-4].split("_"))
@@ -164,7 +164,7 @@ def test_gifs(every_epoch, vae_run, tmp_path, capsys):
     generate.main([str(every_epoch), "--gif"], out=tmp_path)
     for name in ("samples.gif", "latent.gif"):
         assert Image.open(tmp_path / name).n_frames == 3
-    generate.main([str(every_epoch), "--interpolate", "0", "5", "--steps", "4", "--gif"], out=tmp_path)
+    generate.main([str(every_epoch), "--interpolate", "0", "5", "--gif"], out=tmp_path)
     assert Image.open(tmp_path / "interpolation_0_5.gif").n_frames >= 6   # like ones may be merged
     capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -1,10 +1,13 @@
 """The run folder: what lies in it, that it can be resumed and replayed, and what stops a run."""
 import csv
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import cvae
 import vae
 from common import load_data, save_grid
 
+ROOT = Path(__file__).parent.parent
 COLUMNS = ["objective", "loss", "recon", "kl"]
 TERMS = [f"train_{c}" for c in COLUMNS] + [f"test_{c}" for c in COLUMNS[1:]] + ["active"]
 
@@ -250,3 +254,26 @@ def test_data_is_what_the_checkpoint_says(vae_run):
     assert checkpoint["script"] == "vae" and checkpoint["args"]["latent"] == 2
     classes = list("0123456789")
     assert checkpoint["data"] == {"name": "digits", "shape": [1, 28, 28], "classes": classes}
+
+
+def test_tensorboard_holds_the_log_and_the_figures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    folder = tmp_path / "run"
+    _, rows = vae.main(out=folder, tensorboard=True, **TINY)
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    for name in set(rows[0]) - {"epoch"}:
+        found = {event.step: event.value for event in board.Scalars(name)}
+        assert found == {row["epoch"]: pytest.approx(row[name], rel=1e-4) for row in rows}, name
+    assert set(board.Tags()["images"]) == {"reconstruction", "sample", "latent"}
+    assert "_hparams_/experiment" in board.summary_metadata
+
+
+def test_without_the_flag_nothing_of_tensorboard_is_imported():
+    code = ("import sys, vae, conftest\n"
+            "vae.main(out=sys.argv[1], **conftest.TINY)\n"
+            "assert not any('tensorboard' in name for name in sys.modules)")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", code, f"{folder}/run"], cwd=ROOT,
+                              env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"})
+    assert done.returncode == 0
