@@ -8,9 +8,9 @@ Groups of numbers, and what their names say; in a run of cvae.py the twin's foll
 
     elbo     test_loss = test_recon + test_kl, the negative ELBO, and active latent units
     mse      mean squared error of reconstructions, PSNR, and sigma where it is one number
-    class    class_accuracy_1000: the share of 1,000 samples that a classifier of the data takes for
-             the class asked for; where none can be asked for, its counts and their entropy;
-             reconstruction_accuracy_N: the share of N reconstructions that keep their class
+    class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
+             images, too, takes for the class asked for; where none can be asked for, its counts and
+             their entropy; reconstruction_accuracy_N: the share of N that keep their class
     fid kid  distance of N samples to N test images in the features that stand in the name; _floor:
     pr       of N training images; precision and recall with their _ceiling likewise
     nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500, and on
@@ -75,7 +75,7 @@ def measure(checkpoint, args):
             print(f"{group} left out: {reason}")
             wanted.remove(group)
     if "class" in wanted:
-        judge = classifier(data, Path(args.out, "cache"))
+        judge = classifier(data, Path(args.out, "cache"), robust=True)
         found[f"classifier_accuracy_{len(data.x_test)}"] = judge.accuracy
     if wanted & {"fid", "kid", "pr"}:
         name, features = extractor(data, args.fid_features, args.data or run.data,

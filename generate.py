@@ -4,6 +4,7 @@
     python generate.py results/cvae-MNIST --digit 9              # of one class
     python generate.py results/vae-MNIST --interpolate 0 7       # between two test images
     python generate.py results/models/cvae-mnist.pt --classes    # a model from the box: no data
+    python generate.py results/cvae-MNIST --explore              # a page to move around in
 
 Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
 """

@@ -114,13 +114,19 @@ def read_run(folder):
     command, machine = (folder / "args.txt").read_text().splitlines()[:2]
     with open(folder / "log.csv", newline="") as file:
         rows = [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
-    if (folder / "evaluation.jsonl").exists():
-        rows[-1] |= json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])
+    if (folder / "evaluation.jsonl").exists():   # later measurements of the same name count
+        for line in (folder / "evaluation.jsonl").read_text().splitlines():
+            rows[-1] |= json.loads(line)
+    if "fid" in rows[-1]:
+        best = min(rows, key=lambda row: row["fid"])
+        rows[-1] |= {"best_fid": best["fid"], "best_iteration": best["iteration"]}
     return command[2:], machine[2:], rows
 
 
 def table_row(experiment, pattern, column, reference, source):
     runs = [read_run(folder) for folder in sorted(RUNS.glob(pattern))]
+    if not runs:   # `pattern` is then the command
+        return experiment, f"`{pattern}`", 0, "", "", "", "", reference, source
     results = [rows[-1][column] for _, _, rows in runs]
     seconds = [row["seconds"] for _, _, rows in runs for row in rows]
     command = re.sub(r" --(seed|out|save-every)[ =]\S+| --quiet", "", runs[0][0])
@@ -131,7 +137,25 @@ def table_row(experiment, pattern, column, reference, source):
 
 def last(pattern, column):
     """Mean over the seeds in the last epoch."""
-    return statistics.mean(read_run(folder)[2][-1][column] for folder in RUNS.glob(pattern))
+    folders = [*RUNS.glob(pattern)]
+    return statistics.mean(read_run(folder)[2][-1][column] for folder in folders)
+
+
+class Text(dict):
+    """Fills {run:column} and {run:column .1f} in the text with the mean over the runs' seeds."""
+
+    def __missing__(self, pattern):
+        return Result(pattern)
+
+
+class Result:
+    def __init__(self, pattern):
+        self.pattern = pattern
+
+    def __format__(self, spec):
+        column, _, form = spec.partition(" ")
+        value = last(self.pattern, column)
+        return format(value, form or ".2f")
 
 
 def findings():
@@ -163,7 +187,7 @@ def main():
     table = "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |"
                       for row in rows)
     speed = (RUNS / "benchmark-cpu" / "table.txt").read_text().strip().replace("\n", "\n\n", 1)
-    text = TEXT.format(table=table, speed=speed, **findings())
+    text = TEXT.format_map(Text(table=table, speed=speed, **findings()))
     (Path(__file__).parent / "README.md").write_text(text)
 
 

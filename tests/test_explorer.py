@@ -1,4 +1,5 @@
 """generate.py --explore: one page in which a decoder runs. Its pictures are PyTorch's."""
+import html
 import json
 import re
 import shutil
@@ -51,16 +52,18 @@ for (const hash of HASHES) {
   found.pictures.push([...document.querySelectorAll("figure canvas")].map(canvas =>
     [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]));
 }
-press("7");
+press("1");
 press("ArrowRight");
 press("ArrowDown", { shiftKey: true });
 const box = plane.getBoundingClientRect();
 plane.dispatchEvent(new PointerEvent("pointermove", {
-  buttons: 1, clientX: box.left + 0.75 * box.width, clientY: box.top + 0.25 * box.height }));
+  buttons: 1, clientX: box.left + 0.75 * box.width, clientY: box.top + 0.4 * box.height }));
 for (let i = 0; i < 10; i++) found.times.push(redraw());
 while (due) redraw();
 const tiles = board.getContext("2d").getImageData(0, 0, board.width, board.height).data;
 found.board = [board.width, board.height, tiles.every((value, i) => i % 4 < 3 || value === 255)];
+found.sliders = [...document.querySelectorAll("#sliders label")].map(label =>
+  [label.firstChild.data, label.lastChild.value]);
 add(document.body, "pre", { id: "found", textContent: JSON.stringify(found) });
 </script>"""
 
@@ -73,14 +76,18 @@ def read_page(path):
     return json.loads(model), decoder
 
 
-def in_node(path, points):
-    """The page's decoder under node: pictures (models, points, C * H * W), and milliseconds."""
+def node(script, text=""):
+    """What a script prints that is given a text to read."""
     if not shutil.which("node"):
         pytest.skip("no node on this machine")
+    return subprocess.run(["node", "-e", script], input=text, check=True, text=True, timeout=60,
+                          capture_output=True).stdout
+
+
+def in_node(path, points):
+    """The page's decoder under node: pictures (models, points, C * H * W), and milliseconds."""
     model, decoder = read_page(path)
-    found = subprocess.run(["node", "-e", decoder + DRIVER], check=True, text=True, timeout=60,
-                           input=json.dumps(model | {"points": points}), capture_output=True)
-    pictures, ms = json.loads(found.stdout)
+    pictures, ms = json.loads(node(decoder + DRIVER, json.dumps(model | {"points": points})))
     return torch.tensor(pictures), ms
 
 
@@ -107,30 +114,45 @@ def test_decoder_of_the_page_draws_what_pytorch_draws(page):
     assert ms < 50
 
 
+def write_page(path, arch, shape, latent, classes, hidden=24):
+    """The page of untrained models, one for each of `classes`, how many it has. The models."""
+    torch.manual_seed(0)
+    args = SimpleNamespace(arch=arch, hidden=hidden, latent=latent, dropout=0.5, beta=1.0,
+                           likelihood="gaussian", sigma="pixel")
+    models = {str(n): cvae.CVAE(shape, args, n).eval() for n in classes}
+    with torch.no_grad():
+        for model in models.values():
+            for name, value in model.decoder.state_dict().items():
+                if "running" in name:   # as if trained: every channel is normalised its own way
+                    value.uniform_(0.5, 2)
+                elif value.ndim > 1:
+                    value.mul_(4)   # contrast
+    data = {"name": "own", "shape": shape, "classes": ["</script>", "<b>", "é", "d"]}
+    generate.save_explorer(path, models, args, data)
+    return list(models.values())
+
+
 @pytest.mark.parametrize(("arch", "shape"), [("mlp", [3, 6, 9]), ("conv", [3, 16, 16]),
                                              ("conv", [1, 28, 28])])
 def test_every_decoder_there_is_runs_in_the_page(arch, shape, tmp_path):
-    torch.manual_seed(0)
-    args = SimpleNamespace(arch=arch, hidden=24, latent=5, dropout=0.5, likelihood="gaussian",
-                           sigma="pixel", beta=1.0)
-    model = cvae.CVAE(shape, args, 4).eval()
-    with torch.no_grad():
-        for name, value in model.decoder.state_dict().items():
-            if "running" in name:   # as if trained: every channel is normalised in its own way
-                value.uniform_(0.5, 2)
-            elif value.ndim > 1:
-                value.mul_(4)   # contrast
-    data = {"name": "own", "shape": shape, "classes": ["</script>", "<b>", "é", "d"]}
-    generate.save_explorer(tmp_path / "page.html", {"": model}, args, data)
-    assert read_page(tmp_path / "page.html")[0]["classes"] == data["classes"]
+    models = write_page(tmp_path / "page.html", arch, shape, 5, [4])
+    assert read_page(tmp_path / "page.html")[0]["classes"] == ["</script>", "<b>", "é", "d"]
     points = [(torch.randn(5).tolist(), y) for y in (0, 3, 1)]
-    size = torch.Size(shape).numel()
-    pictures, expected = in_node(tmp_path / "page.html", points)[0], in_torch([model], points)
+    pictures, expected = in_node(tmp_path / "page.html", points)[0], in_torch(models, points)
     assert expected.std() > 0.1
-    assert (pictures[..., :size] - expected).abs().max() < 2 / 255   # before the sigmas: the means
+    # After the means of the pixels stand their sigmas, which the page leaves alone.
+    assert (pictures[..., :expected.shape[2]] - expected).abs().max() < 2 / 255
 
 
-def test_most_telling_units_come_first(page, tmp_path):
+def test_half_precision_is_read_to_the_bit(page):
+    every = torch.arange(65536).to(torch.uint16).view(torch.float16)
+    script = read_page(page[0])[1] + "console.log(JSON.stringify(Array.from(HALF)))"
+    found = torch.tensor(json.loads(node(script)), dtype=torch.float64)
+    finite = every.isfinite()
+    assert finite.sum() == 2 * 31 * 1024 and (found == every.double())[finite].all()
+
+
+def test_most_telling_units_come_first(tmp_path):
     args = SimpleNamespace(arch="mlp", hidden=8, latent=6, dropout=0, likelihood="bernoulli",
                            sigma="learned", beta=1.0)
     model = cvae.CVAE([1, 4, 4], args, 0)
@@ -147,33 +169,36 @@ def test_page_stands_alone(page):
     assert len(text) < 4e6 and "MODEL<" not in text
 
 
-def test_page_in_the_browser(page, tmp_path):
+def test_page_in_the_browser(tmp_path):
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if not browser:
         pytest.skip(f"none of {', '.join(names)} on this machine")
-    hashes = [f"#z={z[0]},{z[1]}&y={y}" for z, y in POINTS]
-    probed = tmp_path / "probed.html"   # the real page, and a reader of what it shows
-    probed.write_text(page[0].read_text() + PROBE.replace("HASHES", json.dumps(hashes)))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-               "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
-               "--dump-dom", probed.as_uri() + hashes[0]]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', shown)[1].replace("&amp;", "&"))
-    pictures = torch.tensor(found["pictures"]).view(3, 2, 28 * 28, 4).transpose(0, 1)
-    expected = 255 * in_torch(page[1], POINTS)
-    for channel in range(3):
-        assert (pictures[..., channel] - expected).abs().max() <= 2
-    assert (pictures[..., 3] == 255).all()   # opaque
-    assert min(found["times"]) < 50
-    # From z = (0, 0) of the last address: keys of a class, of a tenth to the right and a fiftieth
-    # down, and then the pointer.
+    shape, points = [3, 20, 14], [([0.5, -1, 1], 3), ([-2.25, 1.5, 0], 1), ([0, 0.25, -0.5], 2)]
+    models = write_page(tmp_path / "page.html", "mlp", shape, 3, [4, 0], hidden=500)
+    hashes = [f"#z={z[0]},{z[1]},{z[2]}&y={y}&axes=1,3" for z, y in points]
+    with open(tmp_path / "page.html", "a") as file:   # the real page, and a reader of what it shows
+        file.write(PROBE.replace("HASHES", json.dumps(hashes)))
+    address = (tmp_path / "page.html").as_uri() + hashes[0]
+    shown = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                            "--no-first-run", "--disable-background-networking",
+                            f"--user-data-dir={tmp_path / 'profile'}", address],
+                           capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', shown)[1]))
+    pictures = torch.tensor(found["pictures"]).view(3, 2, *shape[1:], 4).permute(1, 0, 4, 2, 3)
+    expected = 255 * in_torch(models, points).view(2, 3, *shape)
+    assert (pictures[:, :, :3] - expected).abs().max() <= 2
+    assert (pictures[:, :, 3] == 255).all()   # opaque
+    assert min(found["times"]) < 50   # two models, each twice the size of the usual one of MNIST
+    # From the last address: keys of a class, of a tenth to the right and of a fiftieth down; then
+    # the pointer, three quarters across and two fifths down.
     assert found["texts"][3:7] == [
-        [True, "z₁ = 0.00   z₂ = 0.00", "#z=0,0&y=7&axes=1,2&span=3", "7"],
-        [True, "z₁ = 0.10   z₂ = 0.00", "#z=0.1,0&y=7&axes=1,2&span=3", "7"],
-        [True, "z₁ = 0.10   z₂ = −0.02", "#z=0.1,-0.02&y=7&axes=1,2&span=3", "7"],
-        [True, "z₁ = 1.50   z₂ = 1.50", "#z=1.5,1.5&y=7&axes=1,2&span=3", "7"]]
-    assert found["board"] == [15 * 28, 15 * 28, True]   # no picture of the plane is missing
+        [True, "z₁ = 0.00   z₃ = −0.50", "#z=0,0.25,-0.5&y=1&axes=1,3&span=3", "<b>"],
+        [True, "z₁ = 0.10   z₃ = −0.50", "#z=0.1,0.25,-0.5&y=1&axes=1,3&span=3", "<b>"],
+        [True, "z₁ = 0.10   z₃ = −0.52", "#z=0.1,0.25,-0.52&y=1&axes=1,3&span=3", "<b>"],
+        [True, "z₁ = 1.50   z₃ = 0.60", "#z=1.5,0.25,0.6&y=1&axes=1,3&span=3", "<b>"]]
+    assert found["sliders"] == [["z₂", "0.25"]]
+    assert found["board"] == [15 * 14, 15 * 20, True]   # no picture of the plane is missing
 
 
 def test_what_cannot_be_explored_says_what_can(tmp_path, capsys):

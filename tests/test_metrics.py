@@ -31,12 +31,15 @@ def small(digits, monkeypatch):
                            y_test=digits.y_test % 2, classes=["even", "odd"])
 
 
-def test_classifier_knows_real_digits_drawn_ones_and_blurred_ones(digits, cache):
-    judge = metrics.classifier(digits, cache)
-    assert 0.94 < judge.accuracy < 1   # exactly 1 would be too good
-    assert judge.features(torch.rand(3, 1, 28, 28)).shape == (3, judge.num_features)
-    blurred = torch.nn.functional.avg_pool2d(digits.x_test / 255, 3, 1, 1)
-    assert (judge(blurred).argmax(1) == digits.y_test).double().mean() > 0.9
+def test_classifier_knows_real_digits_and_a_robust_one_blurred_ones(digits, cache):
+    sharp, robust = (metrics.classifier(digits, cache, robust=robust) for robust in (False, True))
+    assert 0.94 < sharp.accuracy < 1 and 0.94 < robust.accuracy < 1   # just 1 would be too good
+    assert sharp.features(torch.rand(3, 1, 28, 28)).shape == (3, sharp.num_features)
+    x = digits.x_test / 255
+    for _ in range(3):
+        x = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    right = [(judge(x).argmax(1) == digits.y_test).double().mean() for judge in (sharp, robust)]
+    assert right[0] < 0.8 < 0.9 < right[1]
 
 
 def test_classifier_is_trained_once_for_each_data_set(small, tmp_path, monkeypatch):
@@ -107,7 +110,9 @@ def test_kernel_distance_is_the_unbiased_mmd():
     torch.manual_seed(1)
     first = metrics.kernel(more, more + 1)
     torch.manual_seed(2)
+    before = torch.get_rng_state()
     assert metrics.kernel(more, more + 1) == first > 0
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_precision_and_recall_point_by_point():
@@ -129,7 +134,8 @@ def test_features_for_pictures_without_labels(small, tmp_path, capsys):
     unlabelled = small._replace(classes=[])
     name, features = metrics.extractor(unlabelled, folder=tmp_path, cache=tmp_path)
     assert name == "autoencoder" and "autoencoder of digits" in capsys.readouterr().out
-    assert features(torch.rand(2, 1, 28, 28)).shape == (2, features.num_features)
+    found = features(torch.rand(2, 1, 28, 28))
+    assert found.shape == (2, features.num_features) and found.dtype == torch.double
     colour = small._replace(x_train=small.x_train.expand(-1, 3, -1, -1), classes=[])
     x = np.random.default_rng(0).integers(0, 256, (250, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "cifar10.npz", x_train=x[:200], y_train=np.arange(200) % 2,
