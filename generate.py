@@ -195,9 +195,11 @@ class Run:
 
     def show(self, name, x, columns, names=()):
         """Write pictures (N, C, H, W) as name.png and say so."""
+        save_grid(self.path(f"{name}.png"), self.enlarge(x), columns, names)
+
+    def enlarge(self, x):
         scale = self.wish.scale
-        x = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        save_grid(self.path(f"{name}.png"), x, columns, names)
+        return x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
     def path(self, name):
         try:
@@ -248,7 +250,9 @@ def interpolate(run):
             names.append(way.__name__ + (f", {run.names[label]}" if run.model.classes else ""))
     if run.wish.gif:
         frames = rows[1] if edges[0] is None else rows[1][1:-1]
-        return save_gif(run.path(f"interpolation_{a}_{b}.gif"), [*frames, *frames.flip(0)], run)
+        frames = [run.enlarge(x[None]) for x in (*frames, *frames.flip(0))]   # there and back
+        return save_gif(run.path(f"interpolation_{a}_{b}.gif"), frames,
+                        lambda part, x: save_grid(part, x, 1))
     run.show(f"interpolation_{a}_{b}", torch.cat(rows), len(rows[0]), names)
 
 
@@ -355,31 +359,25 @@ def epochs_gif(run):
     frames, clouds = [], []
     for file in files:
         model = rebuild(load_checkpoint(file))[0][""].to(run.device)
-        frames.append(run.draw(z, y, model))
-        if data:
-            clouds.append(codes(model, data)[0])
-    save_gif(run.path("samples.gif"), frames, run)
+        frames.append(run.enlarge(run.draw(z, y, model)))
+        clouds += [codes(model, data)[0]] if data else []
+    save_gif(run.path("samples.gif"), frames,
+             lambda part, x: save_grid(part, x, run.wish.columns))
     if data:
-        from PIL import Image
-        pages = []
-        for epoch, mu in enumerate(clouds, 1):
-            save_latent(run.out / "latent.part.png", {f"epoch {epoch}": mu}, data, True)
-            pages.append(Image.open(run.out / "latent.part.png").convert("P"))
-        (run.out / "latent.part.png").unlink()
-        pages[0].save(run.path("latent.gif"), save_all=True, append_images=pages[1:], duration=200,
-                      loop=0)
+        clouds = [{f"epoch {epoch}": mu} for epoch, mu in enumerate(clouds, 1)]
+        save_gif(run.path("latent.gif"), clouds,
+                 lambda part, means: save_latent(part, means, data, fixed=run.args.beta > 0))
 
 
-def save_gif(path, frames, run):
-    """Frames of pictures (N, C, H, W), or single ones (C, H, W), one after another."""
+def save_gif(path, frames, save):
+    """A film of what `save` writes of each frame."""
     from PIL import Image
     pages, part = [], path.with_suffix(".part.png")
-    for x in frames:
-        x = (x if x.ndim == 4 else x[None]).repeat_interleave(run.wish.scale, 2)
-        save_grid(part, x.repeat_interleave(run.wish.scale, 3), min(len(x), run.wish.columns))
+    for frame in frames:
+        save(part, frame)
         pages.append(Image.open(part).convert("P"))
     part.unlink()
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=150, loop=0)
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=200, loop=0)
 
 
 def explore(run):

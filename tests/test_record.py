@@ -1,0 +1,94 @@
+"""The record is what the logs say, and the benchmark compares loops that learn the same."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import benchmark
+from common import load_data
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_record_reproduces_the_committed_pages(tmp_path):
+    shutil.copytree(ROOT / "results", tmp_path / "results",
+                    ignore=shutil.ignore_patterns("*.png", "cache", "*.npz"))
+    pages = [Path("results/README.md"), Path("results/models/README.md")]
+    for page in pages:
+        (tmp_path / page).unlink()
+    subprocess.run([sys.executable, "results/record.py"], cwd=tmp_path, check=True)
+    for page in pages:
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+
+
+def test_table_has_one_number_a_row():
+    lines = (ROOT / "results" / "README.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    start = next(i for i, row in enumerate(rows) if row[0] == "experiment")
+    assert rows[start] == ["experiment", "command", "n", "result", "sd", "epoch_s", "device",
+                           "reference", "source"]
+    for line in lines:
+        if line.startswith("| ") and " | `python " in line:
+            cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
+            assert len(cells) == 9, line
+            assert cells[2] == "0" or float(cells[3]) == float(cells[3]), line
+
+
+@pytest.fixture(scope="module")
+def mnist_of_digits(tmp_path_factory):
+    """The built-in digits in MNIST's files: torchvision asks for no more."""
+    folder, data = tmp_path_factory.mktemp("data"), load_data("digits")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, x, y in (("train", data.x_train, data.y_train), ("t10k", data.x_test, data.y_test)):
+        size = len(x).to_bytes(4, "big")
+        side = (28).to_bytes(4, "big")
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            bytes([0, 0, 8, 3]) + size + side + side + x.numpy().tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            bytes([0, 0, 8, 1]) + size + y.byte().numpy().tobytes())
+    return folder
+
+
+def test_one_round_of_the_benchmark(mnist_of_digits, capsys):
+    """On 1,000 images: the loops reach the same loss within noise, and all of them are timed."""
+    losses = {}
+    for loop in ("usual", "ours", "ours --amp"):
+        found = benchmark.main(loop=loop, train_size=1000, data=mnist_of_digits, device="cpu")
+        assert found["train"] > 0 and found["MB"] > 0
+        losses[loop] = found["test_loss"]
+    assert losses["ours"] == pytest.approx(losses["usual"], rel=0.03)
+    assert losses["ours --amp"] == pytest.approx(losses["usual"], rel=0.03)
+    capsys.readouterr()
+    command = [sys.executable, ROOT / "benchmark.py", "--loop=matrix products", "--train-size=640",
+               f"--data={mnist_of_digits}", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["train"] > 0
+
+
+def test_matrix_products_are_the_five_large_ones(mnist_of_digits):
+    """Two of a step's products go forwards, three backwards: the input needs no gradient."""
+    args = benchmark.flags().parse_args(["--loop=matrix products", f"--data={mnist_of_digits}"])
+    args.train_size, args.device = 640, "cpu"
+    run, _ = benchmark.our_vae(args)
+    run()
+    with benchmark.Record() as record:
+        record.calls = []
+        run()
+    assert len(record.calls) == 5 * 5   # of five steps
+
+
+def test_gan_loops_run(mnist_of_digits):
+    for loop in ("usual", "ours --amp"):
+        found = benchmark.main(model="gan", loop=loop, train_size=128, data=mnist_of_digits,
+                               device="cpu")
+        assert found["train"] > 0
+
+
+def test_a_loop_that_is_none(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(loop="fast")
+    assert stop.value.code == 2 and "--loop must be one of usual" in capsys.readouterr().err
