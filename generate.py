@@ -10,12 +10,15 @@ Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
 """
 import base64
 import json
+import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import cvae
 import gan
@@ -28,7 +31,9 @@ def flags():
     add, count = parser.add_argument, number(int, 1)
     add("run", help="run folder or checkpoint")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--samples", type=count, metavar="N", help="from the prior (the default: 64)")
+    only.add_argument("--samples", type=count, metavar="N",
+                      help="from the prior (the default: 64); of an autoencoder, which has none, "
+                      "from a Gaussian fitted to its codes")
     only.add_argument("--classes", action="store_true", help="samples, one class per row")
     only.add_argument("--interpolate", type=number(int, 0), nargs=2, metavar=("A", "B"),
                       help="from test image A to B, straight and on a sphere; of a GAN: seeds")
@@ -36,8 +41,6 @@ def flags():
                       help="the same between the images nearest to the means of two classes")
     only.add_argument("--manifold", action="store_true",
                       help="the latent plane by the quantiles of the prior; a picture per class")
-    only.add_argument("--uniform", type=float, nargs=2, metavar=("LO", "HI"),
-                      help="the latent plane in even steps")
     only.add_argument("--traverse", action="store_true",
                       help="one row per most active latent unit, from -3 to 3 deviations")
     only.add_argument("--reconstruct", type=count, metavar="N", help="test images, difference")
@@ -46,6 +49,8 @@ def flags():
     only.add_argument("--scatter", action="store_true", help="the codes of a two-dimensional z")
     only.add_argument("--explore", action="store_true",
                       help="a page for the browser in which to move through latent space")
+    add("--uniform", type=number(float, -math.inf, above=True), nargs=2, metavar=("LO", "HI"),
+        help="the plane of --manifold in even steps")
     add("--gif", action="store_true",
         help="samples over the epochs of a run with --save-every 1; or the walk of --interpolate")
     add("--digit", "--class", dest="label", help="make samples, plane or rows of this class")
@@ -56,7 +61,7 @@ def flags():
     add("--out", help="folder (default: the run's own, or pictures for a file that is in no run)")
     add("--data", help="folder of the named data sets (default: the run's)")
     add("--device", default="auto", help="as in vae.py")
-    add("--seed", type=number(int, 0), default=0, help="of the samples")
+    add("--seed", type=number(int, 0), default=1, help="of the samples")
     return parser
 
 
@@ -79,6 +84,12 @@ def rebuild(checkpoint):
     return models, args
 
 
+def kinds(models, args):
+    """What the models are called, in their order: CVAE, VAE, CAE or AE."""
+    return [f"{'C' if model.classes else ''}{'VAE' if args.beta > 0 else 'AE'}"
+            for model in models.values()]
+
+
 def noise(indices, latent, seed):
     """z of the samples `indices`, each from a seed of its own: -> (B, latent)."""
     return torch.stack([torch.randn(latent, generator=torch.Generator().manual_seed(
@@ -95,7 +106,7 @@ def draw(model, z, y, show="mean", seed=0):
     logits, log_sigma = model.decode(z, y)
     x = torch.sigmoid(logits).cpu()
     for i in range(len(x) if show == "sample" else 0):
-        own = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        own = torch.Generator().manual_seed(seed * 1_000_003 - 1 - i)   # not the seed of its z
         if log_sigma is None:
             x[i] = torch.bernoulli(x[i], generator=own)
         else:
@@ -117,9 +128,11 @@ def fitted_gaussian(mu, logvar, args):
     return mu.mean(0), (mu.var(0, unbiased=False) + inner).sqrt()
 
 
-def most_active(mu, n):
-    """The n latent units whose means vary most over the data, in that order."""
-    return mu.var(0).argsort(descending=True)[:n]
+def most_active(model, deviation):
+    """All latent units, the most active ones first. No data are needed: the decoder learns small
+    weights for units that carry nothing."""
+    weight = model.decoder[0].weight[:, :len(deviation)].cpu()   # those of z, not of the label
+    return (weight.norm(dim=0) * deviation).argsort(descending=True)
 
 
 def straight(a, b, steps):
@@ -157,6 +170,7 @@ class Run:
         for model in self.models.values():
             model.to(self.device)
         self.model, self.latent = self.models[""], self.args.latent
+        self.autoencoder = self.script != "gan" and self.args.beta == 0
         self.names = self.known["classes"]
         place = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
         self.folder = place
@@ -173,35 +187,41 @@ class Run:
 
     def prior(self, indices, label):
         """z (B, latent) and y (B,) of samples `indices`, of a class if `label` is not None."""
-        indices, seed = list(indices), self.wish.seed
-        z = noise(indices, self.latent, seed)
-        if self.model.classes:   # it was told the label
-            of = [i % len(self.names) if label is None else label for i in indices]
-            return z, torch.tensor(of)
-        if label is not None or self.script != "gan" and self.args.beta == 0:
-            check(self.script != "gan", "this GAN was trained without --conditional: it makes "
-                  "--samples of no class that one could ask for")
-            mean, deviation = self.gaussian(label)
+        z, told = noise(indices, self.latent, self.wish.seed), self.model.classes
+        check(told or label is None or self.script != "gan", "this GAN was trained without "
+              "--conditional: it makes --samples of no class that one could ask for")
+        labels = [i % told if told and label is None else label for i in indices]
+        if self.autoencoder or label is not None and not told:
+            parts = zip(*map(self.gaussian, labels), strict=True)
+            mean, deviation = (torch.stack(part) for part in parts)
             z = mean + deviation * z
-        return z, torch.zeros(len(z), dtype=torch.long)
+        return z, torch.tensor(labels if told else [0] * len(z))
 
     def gaussian(self, label):
         """The Gaussian fitted to the posteriors of a class, or of all test images."""
         if not hasattr(self, "posteriors"):
             self.test = self.data()
             self.posteriors = codes(self.model, self.test)
-        keep = slice(None) if label is None else (self.test.y_test == label).cpu()
+        keep = (self.test.y_test == label).cpu() if label is not None else slice(None)
+        check(label is None or keep.any(),
+              f"no test image is of class {label}, whose Gaussian was to be fitted; take another")
         return fitted_gaussian(*(part[keep] for part in self.posteriors), self.args)
+
+    def spread(self):
+        """Mean and deviation of z, (latent,) each: of the prior, or of an autoencoder's codes."""
+        return self.gaussian(None) if self.autoencoder else \
+            (torch.zeros(self.latent), torch.ones(self.latent))
 
     def show(self, name, x, columns, names=()):
         """Write pictures (N, C, H, W) as name.png and say so."""
         save_grid(self.path(f"{name}.png"), self.enlarge(x), columns, names)
 
     def enlarge(self, x):
-        scale = self.wish.scale
+        scale = self.wish.scale * max(1, 64 // x.shape[3])   # on top of what save_grid would do
         return x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
     def path(self, name):
+        name = re.sub(r"[^\w.-]+", "-", name)   # a class may be called T-shirt/top
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -240,7 +260,8 @@ def interpolate(run):
               f"{len(data.x_test) - 1}")
         x, y = data.x_test[[a, b]] / 255, data.y_test[[a, b]]
         ends, edges = run.model.encode(x, y)[0].cpu(), x.cpu().split(1)
-        labels = y.unique().tolist() if run.model.classes else [0]   # a CVAE takes both along
+        labels = y.unique().tolist() if run.label is None else [run.label]
+        labels = labels if run.model.classes else [0]   # a CVAE goes the way with both labels
     rows, names = [], []
     for label in labels:
         for way in (straight, spherical):
@@ -270,13 +291,13 @@ def nearest_to_means(run, data):
 
 
 def manifold(run):
-    side, span = 2 * run.wish.steps, run.wish.uniform
+    check(run.latent >= 2, "--manifold needs a z of two dimensions or more; try --traverse")
+    side, span, (mean, deviation) = 2 * run.wish.steps, run.wish.uniform, run.spread()
     places = plane(side, span)
     grid = torch.cartesian_prod(places.flip(0), places).flip(1)   # z_1 rightwards, z_2 upwards
-    units = torch.arange(run.latent) if run.latent <= 2 else \
-        most_active(codes(run.model, run.data())[0], 2)
-    z = torch.zeros(len(grid), run.latent)
-    z[:, units] = grid[:, :len(units)]
+    units = most_active(run.model, deviation)[:2].sort().values
+    z = mean.repeat(len(grid), 1)
+    z[:, units] = grid if span else mean[units] + deviation[units] * grid
     labels = range(len(run.names)) if run.model.classes and run.label is None else [run.label or 0]
     for label in labels:
         name = "uniform" if span else "manifold"
@@ -285,35 +306,45 @@ def manifold(run):
 
 
 def traverse(run):
-    units = most_active(codes(run.model, run.data())[0], 10)
-    places = torch.linspace(-3, 3, run.wish.steps)
-    z = torch.zeros(len(units), len(places), run.latent)
+    mean, deviation = run.spread()
+    units, steps = most_active(run.model, deviation)[:10], run.wish.steps
+    z = mean.repeat(len(units), steps, 1)
     for row, unit in enumerate(units):
-        z[row, :, unit] = places
-    x = run.draw(z.flatten(0, 1), torch.full((len(units) * len(places),), run.label or 0))
-    run.show("traverse", x, len(places), [f"z {unit + 1}" for unit in units.tolist()])
+        z[row, :, unit] += deviation[unit] * torch.linspace(-3, 3, steps)
+    x = run.draw(z.flatten(0, 1), torch.full((len(units) * steps,), run.label or 0))
+    name = "traverse" if run.label is None else f"traverse_{run.names[run.label]}"
+    run.show(name, x, steps, [f"z {unit + 1}" for unit in units.tolist()])
+
+
+def evenly(n, data, flag):
+    """Indices of n test images, which may be stored in the order of their classes."""
+    check(n <= len(data.x_test), f"{flag} {n}: there are {len(data.x_test)} test images")
+    return torch.linspace(0, len(data.x_test) - 1, n).long()
 
 
 def reconstruct(run):
     data, n = run.data(), run.wish.reconstruct
-    check(n <= len(data.x_test), f"--reconstruct {n}: there are {len(data.x_test)} test images")
-    x, y = data.x_test[:n] / 255, data.y_test[:n]
+    index, columns = evenly(n, data, "--reconstruct"), min(n, run.wish.columns)
+    x, y = data.x_test[index] / 255, data.y_test[index]
     rows, names = [x.cpu()], ["original"]
-    kinds = ("VAE", "VAE") if run.script == "vae" else ("CVAE", "VAE")
-    for kind, model in zip(kinds, run.models.values(), strict=False):
+    for kind, model in zip(kinds(run.models, run.args), run.models.values(), strict=True):
         rows.append(run.draw(model.encode(x, y)[0], y, model))
         rows.append((rows[-1] - rows[0]).abs())
         names += [kind, "difference"]
-    run.show(f"reconstruction_of_{n}", torch.cat(rows), n, names)
+    rows = F.pad(torch.stack(rows), [0] * 7 + [-n % columns], value=1)   # white where none is left
+    rows = rows.unflatten(1, (-1, columns)).transpose(0, 1)   # (blocks, rows, columns, C, H, W)
+    run.show(f"reconstruction_of_{n}", rows.flatten(0, 2), columns, names * len(rows))
 
 
 def tsne(run):
     from sklearn.manifold import TSNE
     data, n = run.data(), run.wish.tsne
     check(5 <= n <= len(data.x_test), f"--tsne {n}: give 5 to {len(data.x_test)}, the test images")
-    mu = codes(run.model, data)[0][:n]
+    index = evenly(n, data, "--tsne")
+    mu = codes(run.model, data)[0][index]
     points = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=run.wish.seed)
-    save_map(run.path(f"tsne_{n}.png"), points.fit_transform(mu.numpy()), data, "t-SNE of mu")
+    save_map(run.path(f"tsne_{n}.png"), points.fit_transform(mu.numpy()), data.y_test[index],
+             data.classes, "t-SNE of mu")
 
 
 def pca(run):
@@ -323,35 +354,34 @@ def pca(run):
     model = PCA(2).fit(mu := codes(run.model, data)[0].numpy())
     share = model.explained_variance_ratio_.sum()
     title = f"two main components of mu, {share:.0%} of its variance"
-    save_map(run.path("pca.png"), model.transform(mu), data, title)
+    save_map(run.path("pca.png"), model.transform(mu), data.y_test, data.classes, title)
 
 
-def save_map(path, points, data, title):
-    """Points (n, 2) of the first n test images, coloured by class, the name at its median."""
-    import numpy as np
+def save_map(path, points, y, classes, title):
+    """Points (n, 2), coloured and named by their labels y (n,)."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 6), layout="constrained")
-    axes, y = figure.subplots(), data.y_test[:len(points)].cpu().numpy()
-    axes.scatter(*points.T, s=6, c=y, cmap="tab10" if len(data.classes) <= 10 else "tab20")
-    for label in np.unique(y) if len(data.classes) > 1 else ():
-        axes.text(*np.median(points[y == label], 0), data.classes[label], ha="center", va="center",
-                  bbox={"boxstyle": "round", "facecolor": "white", "alpha": 0.8})
+    axes, y = figure.subplots(), y.cpu()
+    dots = axes.scatter(*points.T, s=8, c=y, cmap="tab10" if len(classes) <= 10 else "tab20")
+    if 1 < len(classes) <= 20:   # more classes than colours: no key would help
+        names = [classes[label] for label in y.unique()]
+        axes.legend(dots.legend_elements(num=None)[0], names, loc=6, bbox_to_anchor=(1, 0.5))
     axes.set(title=title, xticks=[], yticks=[])
     figure.savefig(path)
 
 
 def scatter(run):
     check(run.latent == 2, f"--scatter needs a z of two dimensions, not {run.latent}; try --pca")
-    data, kinds = run.data(), ("VAE",) if run.script == "vae" else ("CVAE", "VAE")
-    means = {kind: codes(model, data)[0] for kind, model in zip(kinds, run.models.values(),
-                                                               strict=False)}
-    save_latent(run.path("scatter.png"), means, data, fixed=run.args.beta > 0)
+    data, models = run.data(), zip(kinds(run.models, run.args), run.models.values(), strict=True)
+    means = {kind: codes(model, data)[0] for kind, model in models}
+    save_latent(run.path("scatter.png"), means, data, fixed=not run.autoencoder)
 
 
 def epochs_gif(run):
-    """samples.gif over the checkpoints of all epochs and, of a 2-D z, latent.gif."""
+    """samples.gif over the checkpoints of all epochs, or of those that a GAN kept; and, of a 2-D z,
+    latent.gif."""
     files = sorted(run.folder.glob("checkpoint_*.pt"), key=lambda file: int(file.stem[11:]))
-    check((run.folder / "log.csv").exists() and len(files) == len(read_log(run.folder)) > 1,
+    check(len(files) > 1 and (run.script == "gan" or len(files) == len(read_log(run.folder))),
           f"--gif needs a checkpoint of every epoch, and {run.folder} has {len(files)}; train with "
           "--save-every 1")
     data = run.data() if run.script != "gan" and run.latent == 2 else None
@@ -366,7 +396,7 @@ def epochs_gif(run):
     if data:
         clouds = [{f"epoch {epoch}": mu} for epoch, mu in enumerate(clouds, 1)]
         save_gif(run.path("latent.gif"), clouds,
-                 lambda part, means: save_latent(part, means, data, fixed=run.args.beta > 0))
+                 lambda part, means: save_latent(part, means, data, fixed=not run.autoencoder))
 
 
 def save_gif(path, frames, save):
@@ -375,7 +405,7 @@ def save_gif(path, frames, save):
     pages, part = [], path.with_suffix(".part.png")
     for frame in frames:
         save(part, frame)
-        pages.append(Image.open(part).convert("P"))
+        pages.append(Image.open(part).quantize())   # its own 256 colours, and no dithering
     part.unlink()
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=200, loop=0)
 
@@ -387,11 +417,8 @@ def explore(run):
 
 def save_explorer(path, models, args, data):
     """explorer.html with the decoders of {prefix: model} in it, `data` being as in a checkpoint."""
-    names = [f"{'C' if model.classes else ''}{'VAE' if args.beta > 0 else 'AE'}"
-             for model in models.values()]
-    first, *_ = models.values()
-    # The decoder learns small weights for units that carry nothing: the large ones are active.
-    units = first.decoder[0].weight[:, :args.latent].norm(dim=0).argsort(descending=True).tolist()
+    names, (first, *_) = kinds(models, args), models.values()
+    units = most_active(first, torch.ones(args.latent)).tolist()
     page = {"title": f"{' and '.join(names)} of {data['name']}", "latent": args.latent,
             "units": sorted(units[:2]) + units[2:], "prior": args.beta > 0,
             "shape": data["shape"], "classes": data["classes"] if first.classes else [],
@@ -442,6 +469,13 @@ def main(argv=(), **overrides):
         can = {"samples", "interpolate"} | ({"classes"} if run.model.classes else set())
     check(wish in can, f"--{wish} is no picture of this {run.script}, which can make --"
           + ", --".join(sorted(can)))
+    takes = {"samples"} | ({"interpolate", "digits", "manifold", "uniform", "traverse"} & can
+                           if run.model.classes else set())
+    check(run.label is None or wish in takes,
+          "--class of this model goes with --" + ", --".join(sorted(takes)))
+    check(not args.uniform or wish in ("manifold", "uniform"), "--uniform goes with --manifold")
+    check(args.show == "mean" or run.script != "gan", "--show sample needs a p(x|z), which a GAN "
+          "does not have")
     walk = args.gif and wish == "interpolate"
     check(not args.gif or walk or not getattr(args, wish),
           "--gif goes alone, or with --interpolate")

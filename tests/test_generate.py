@@ -1,5 +1,7 @@
 """generate.py: one test per picture, and what the pictures promise."""
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+import cvae
 import gan
 import generate
 import vae
@@ -50,6 +53,18 @@ def test_samples_depend_on_their_number_only(cvae_run, tmp_path):
     assert not torch.equal(generate.noise([5], 3, 1), generate.noise([5], 3, 2))
 
 
+def test_noise_of_pixels_is_not_that_of_z():
+    """Of --show sample: the first numbers of a seed are z's, so pixels need a seed of their own."""
+    args = SimpleNamespace(arch="mlp", hidden=4, latent=4, sigma="1", likelihood="gaussian",
+                           dropout=0)
+    model = cvae.CVAE((1, 2, 2), args, 0).requires_grad_(False)
+    for weight in model.parameters():
+        weight.zero_()   # pixels of N(1/2, 1), and the latent's 4 numbers would be the pixels' 4
+    z, y = generate.noise(range(100), 4, 0), torch.zeros(100)
+    x = generate.draw(model, z, y, "sample", 0).flatten(1)
+    assert abs(torch.corrcoef(torch.stack([x.flatten(), z.flatten()]))[0, 1]) < 0.2
+
+
 def test_samples_follow_the_prior():
     z = generate.noise(range(2000), 4, 0)
     assert z.mean().abs() < 0.05 and abs(z.std() - 1) < 0.03
@@ -60,7 +75,7 @@ def test_a_class_of_a_cvae_is_its_label(cvae_run, tmp_path):
     generate.main([str(folder)], label=None, samples=4, out=tmp_path)
     generate.main([str(folder), "--digit", "7", "--samples", "4", "--columns", "4"], out=tmp_path)
     with torch.no_grad():
-        expected = model.picture(generate.noise(range(4), 2, 0), torch.full((4,), 7))
+        expected = model.picture(generate.noise(range(4), 2, 1), torch.full((4,), 7))
     found = pictures(tmp_path / "samples_7_4.png", 1, 4)[0][:, ::2, ::2]
     assert np.abs(found - expected[:, 0].numpy()).max() <= 1 / 255
 
@@ -134,21 +149,35 @@ def test_manifold(vae_run, cvae_run, tmp_path, capsys):
     assert {f"uniform_{digit}.png" for digit in range(10)} <= {f.name for f in tmp_path.iterdir()}
 
 
-def test_traverse_and_most_active(vae_run, tmp_path):
+def test_manifold_and_uniform_go_together(vae_run, tmp_path, capsys):
+    for flags in ("--uniform -1 1", "--manifold --uniform -1 1"):
+        generate.main([str(vae_run[0]), *flags.split(), "--steps", "2"], out=tmp_path / flags)
+        assert [file.name for file in (tmp_path / flags).iterdir()] == ["uniform.png"]
+
+
+def test_traverse_and_most_active(vae_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "load_data", None)   # a call would fail
     generate.main([str(vae_run[0]), "--traverse", "--steps", "7"], out=tmp_path)
     rows = pictures(tmp_path / "traverse.png", 2, 7)
     assert np.abs(rows[0, 3] - rows[1, 3]).max() <= 1 / 255   # both rows pass through z = 0
-    mu = torch.tensor([[0., 5., 1.], [0., -5., 2.]])
-    assert generate.most_active(mu, 2).tolist() == [1, 2]
+    decoder = torch.nn.Sequential(torch.nn.Linear(5, 4))   # three latent units and two labels
+    decoder[0].weight.data = torch.tensor([1., 3., 2., 9., 9.]).repeat(4, 1)
+    model = SimpleNamespace(decoder=decoder)
+    assert generate.most_active(model, torch.ones(3)).tolist() == [1, 2, 0]
+    assert generate.most_active(model, torch.tensor([1., 1., 2.])).tolist() == [2, 1, 0]
 
 
 def test_reconstruct_shows_the_absolute_difference(cvae_run, tmp_path):
+    x = load_data("digits").x_test[[0, 74, 148, 222, 296], 0].numpy()   # from first to last
     generate.main([str(cvae_run[0]), "--reconstruct", "5"], out=tmp_path)
     original, first, gap, second, other = pictures(tmp_path / "reconstruction_of_5.png", 5, 5)
-    assert np.array_equal(original[:, ::2, ::2], load_data("digits").x_test[:5, 0].numpy() / 255)
+    assert np.array_equal(original[:, ::2, ::2], x / 255)
     assert np.abs(np.abs(original - first) - gap).max() <= 1 / 255 + 1e-9
     assert np.abs(np.abs(original - second) - other).max() <= 1 / 255 + 1e-9
     assert not np.array_equal(first, second)
+    generate.main([str(cvae_run[0]), "--reconstruct", "5", "--columns", "3"], out=tmp_path)
+    blocks = pictures(tmp_path / "reconstruction_of_5.png", 10, 3)   # five rows below five
+    assert np.array_equal(blocks[6], np.stack([*first[3:], np.ones((56, 56))]))
 
 
 @pytest.mark.parametrize("flag, name", [(("--tsne", "60"), "tsne_60.png"), (("--pca",), "pca.png"),
@@ -164,6 +193,11 @@ def test_gifs(every_epoch, vae_run, tmp_path, capsys):
     generate.main([str(every_epoch), "--gif"], out=tmp_path)
     for name in ("samples.gif", "latent.gif"):
         assert Image.open(tmp_path / name).n_frames == 3
+    generate.main([str(every_epoch)], out=tmp_path)   # the last frame is the last epoch's samples
+    film, page = Image.open(tmp_path / "samples.gif"), Image.open(tmp_path / "samples_64.png")
+    film.seek(2)
+    film, page = (np.array(picture.convert("L"), dtype=float) for picture in (film, page))
+    assert np.abs(film - page).max() < 16 and len(np.unique(film)) > 50   # in as many greys
     generate.main([str(every_epoch), "--interpolate", "0", "5", "--gif"], out=tmp_path)
     assert Image.open(tmp_path / "interpolation_0_5.gif").n_frames >= 6   # like ones may be merged
     capsys.readouterr()
@@ -177,6 +211,11 @@ def test_gan(gan_run, tmp_path, capsys):
     assert pictures(tmp_path / "samples_6.png", 2, 3).shape == (2, 3, 56, 56)
     generate.main([str(gan_run), "--interpolate", "1", "2", "--steps", "5"], out=tmp_path)
     assert len(pictures(tmp_path / "interpolation_1_2.png", 2, 5)) == 2
+    shutil.copyfile(gan_run / "checkpoint_004.pt", tmp_path / "checkpoint_002.pt")
+    shutil.copyfile(gan_run / "checkpoint_004.pt", tmp_path / "checkpoint_004.pt")
+    shutil.copyfile(gan_run / "checkpoint.pt", tmp_path / "checkpoint.pt")
+    generate.main([str(tmp_path), "--gif"], out=tmp_path)   # of what is kept
+    assert "p(x|z)" in refusal(capsys, gan_run, "--show", "sample")
     conditional = load_checkpoint(gan_run)["args"]["conditional"]
     if conditional:
         generate.main([str(gan_run), "--classes"], out=tmp_path)
@@ -203,6 +242,9 @@ def refusal(capsys, run, *flags):
     (("--tsne", "3"), "--tsne 3"),
     (("--pca", "--classes"), "not allowed with"),
     (("--pca", "--gif"), "--gif goes alone"),
+    (("--pca", "--uniform", "0", "1"), "--uniform goes with --manifold"),
+    (("--uniform", "nan", "1"), "--uniform"),
+    (("--manifold", "--digit", "3"), "--class of this model goes with --samples"),
     (("--out", "/dev/null/x"), "--out /dev/null/x"),
 ])
 def test_errors(vae_run, flags, named, capsys):
@@ -220,6 +262,28 @@ def test_an_autoencoder_draws_from_its_own_codes(tmp_path):
     z, _ = run.prior(range(500), None)
     mu, _ = generate.codes(run.model, run.data())
     torch.testing.assert_close(z.std(0), mu.std(0), rtol=0.15, atol=0)
+    generate.main([str(tmp_path / "run"), "--traverse", "--steps", "3"], out=tmp_path)
+    rows = pictures(tmp_path / "traverse.png", 2, 3)   # they cross at the mean code
+    middle = run.model.picture(mu.mean(0, keepdim=True), None)[0, 0].numpy()
+    assert np.abs(rows[:, 1, ::2, ::2] - middle).max() <= 1 / 255
+
+
+def test_scale_enlarges(vae_run, tmp_path):
+    for scale in (1, 2):
+        generate.main([str(vae_run[0])], samples=3, scale=scale, out=tmp_path / str(scale))
+    assert pictures(tmp_path / "2" / "samples_3.png", 1, 3, 112).shape == (1, 3, 112, 112)
+    assert pictures(tmp_path / "1" / "samples_3.png", 1, 3).shape == (1, 3, 56, 56)
+
+
+def test_a_class_of_any_name(cvae_run, tmp_path):
+    """T-shirt/top is no path."""
+    checkpoint = load_checkpoint(cvae_run[0])
+    checkpoint["data"]["classes"][0] = "T-shirt/top or so"
+    torch.save(checkpoint, tmp_path / "own.pt")
+    for flags in (["--class", "T-shirt/top or so"], ["--manifold", "--steps", "2"]):
+        generate.main([str(tmp_path / "own.pt"), *flags], out=tmp_path)
+    assert {"samples_T-shirt-top-or-so_64.png", "manifold_T-shirt-top-or-so.png"} <= {
+        file.name for file in tmp_path.iterdir()}
 
 
 def test_models_of_a_file_alone(cvae_run, tmp_path, monkeypatch):
