@@ -454,9 +454,9 @@ def pack(decoder):
 
 
 PICTURES = {"samples": samples, "classes": classes, "interpolate": interpolate,
-            "digits": interpolate, "manifold": manifold, "uniform": manifold, "traverse": traverse,
+            "digits": interpolate, "manifold": manifold, "traverse": traverse,
             "reconstruct": reconstruct, "tsne": tsne, "pca": pca, "scatter": scatter,
-            "explore": explore}
+            "explore": explore, "uniform": manifold}   # last: it goes with --manifold, or alone
 
 
 def main(argv=(), **overrides):

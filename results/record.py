@@ -197,8 +197,8 @@ the one still falling fastest. The seconds are {seconds_gan:.0f}, {seconds_lsgan
 iterations, with all ten classes among 1,000 samples. wgan-gp was stopped at 4,000 of 8,000, at
 {gan-mnist-wgan-gp:fid .2f}, all classes there, many samples no digits yet. The rate, 1e-3, was
 chosen
-against 2e-4 by runs of 1,200 iterations on held-out images ({heldout-gan-lsgan-1e-3:fid .1f} against
-{heldout-gan-lsgan-2e-4:fid .1f} for lsgan, {heldout-gan-wgan-gp-1e-3:fid .1f} against
+against 2e-4 by runs of 1,200 iterations on held-out images ({heldout-gan-lsgan-1e-3:fid .1f}
+against {heldout-gan-lsgan-2e-4:fid .1f} for lsgan, {heldout-gan-wgan-gp-1e-3:fid .1f} against
 {heldout-gan-wgan-gp-2e-4:fid .1f} for wgan-gp).
 
 **How the optimiser was chosen.** By the loss of a VAE with default flags on the last 5,000
@@ -277,9 +277,8 @@ class Result:
         self.pattern = pattern
 
     def __format__(self, spec):
-        column, _, form = spec.partition(" ")
-        value = last(self.pattern, column)
-        return format(value, form or ".2f")
+        column, form = (*spec.split(), ".2f")[:2]   # at a line's end it may be broken
+        return format(last(self.pattern, column), form)
 
 
 def findings():

@@ -264,7 +264,7 @@ def test_an_autoencoder_draws_from_its_own_codes(tmp_path):
     torch.testing.assert_close(z.std(0), mu.std(0), rtol=0.15, atol=0)
     generate.main([str(tmp_path / "run"), "--traverse", "--steps", "3"], out=tmp_path)
     rows = pictures(tmp_path / "traverse.png", 2, 3)   # they cross at the mean code
-    middle = run.model.picture(mu.mean(0, keepdim=True), None)[0, 0].numpy()
+    middle = run.model.picture(mu.mean(0, keepdim=True), torch.tensor([0]))[0, 0].numpy()
     assert np.abs(rows[:, 1, ::2, ::2] - middle).max() <= 1 / 255
 
 
