@@ -10,7 +10,7 @@ Kingma et al. 2014 (arXiv 1406.5298), model M2; Sohn, Lee & Yan 2015.
 import math
 import sys
 import time
-from typing import NamedTuple
+from collections import namedtuple
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from common import progress, read_log, restore, save_epoch, write_tensorboard
 from common import save_curves, save_grid, save_latent
 
 SIGMA_MIN = 1 / 256   # a grey level; without it, a black border is infinitely likely
+Learner = namedtuple("Learner", "model optimizer scheduler")   # what a checkpoint has to hold
 
 
 def flags():
@@ -32,6 +33,7 @@ def flags():
     add("--arch", choices=("mlp", "conv"), default="mlp", help="fully connected or convolutional")
     add("--hidden", type=number(int, 1),
         help="hidden units (default: 500), or channels of the first convolution (default: 32)")
+    add("--layers", type=number(int, 1), default=1, help="hidden layers of an mlp, either way")
     add("--latent", type=number(int, 1), default=20, help="size of z")
     add("--dropout", type=number(float, 0), default=0.0, help="share of activations set to zero")
     add("--likelihood", choices=("bernoulli", "gaussian"),
@@ -66,6 +68,7 @@ def check_flags(args, data=None):
     """What no single flag can know, and then what the data add to it."""
     args.hidden = args.hidden or {"mlp": 500, "conv": 32}[args.arch]
     check(args.dropout < 1, f"--dropout must be below 1, not {args.dropout}")
+    check(args.layers == 1 or args.arch == "mlp", "--layers needs --arch mlp")
     if args.binarize != "none":
         args.likelihood = args.likelihood or "bernoulli"
         check(args.likelihood == "bernoulli", "--binarize needs --likelihood bernoulli")
@@ -92,13 +95,17 @@ def check_flags(args, data=None):
 
 def mlp(shape, inputs, codes, args):
     """Encoder from `inputs` numbers to 2 * latent, decoder from `codes` numbers to `shape`."""
-    drop = [nn.Dropout(args.dropout)] if args.dropout else []
+    def hidden(width):
+        drop = [nn.Dropout(args.dropout)] if args.dropout else []
+        widths = [width] + [args.hidden] * (args.layers - 1)
+        return sum([[nn.Linear(n, args.hidden), nn.ReLU(), *drop] for n in widths], [])
+
     encoder = nn.Sequential(
-        nn.Linear(inputs, args.hidden), nn.ReLU(), *drop,   # (B, hidden)
+        *hidden(inputs),                                    # (B, hidden)
         nn.Linear(args.hidden, 2 * args.latent),            # (B, 2 * latent): mu and logvar
     )
     decoder = nn.Sequential(
-        nn.Linear(codes, args.hidden), nn.ReLU(), *drop,    # (B, hidden)
+        *hidden(codes),                                     # (B, hidden)
         nn.Linear(args.hidden, math.prod(shape)),           # (B, C * H * W)
         nn.Unflatten(1, shape),                             # (B, C, H, W)
     )
@@ -203,13 +210,6 @@ def loss_terms(model, x, y, eps):
         recon = gaussian_nll(torch.sigmoid(logits), log_sigma, x)
     kl = torch.zeros_like(recon) if eps is None else gaussian_kl(mu, logvar)
     return recon, kl, mu
-
-
-class Learner(NamedTuple):
-    """A model in training, and what its checkpoint has to hold."""
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
 
 
 def make_learner(model, data, args):

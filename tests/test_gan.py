@@ -301,7 +301,7 @@ def test_a_narrow_gan_learns_where_the_ink_is(tmp_path):
     found = torch.cat([*gan.draw(model, data, flags, 100)]).mean((0, 1))
     real = (data.x_test / 255).mean((0, 1))
     both = torch.corrcoef(torch.stack([found.flatten(), real.flatten()]))[0, 1]
-    assert 0.6 < both < 0.999, both
+    assert 0.4 < both < 0.999, both
 
 
 @pytest.mark.parametrize("flags, named", [
