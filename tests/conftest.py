@@ -1,4 +1,8 @@
 """What several tests share: tiny real runs on the built-in digits."""
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch reads it: two tests run at a time
+
 import numpy as np
 import pytest
 

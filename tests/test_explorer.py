@@ -117,7 +117,7 @@ def test_decoder_of_the_page_draws_what_pytorch_draws(page):
 def write_page(path, arch, shape, latent, classes, hidden=24):
     """The page of untrained models, one for each of `classes`, how many it has. The models."""
     torch.manual_seed(0)
-    args = SimpleNamespace(arch=arch, hidden=hidden, latent=latent, dropout=0.5, beta=1.0,
+    args = SimpleNamespace(arch=arch, hidden=hidden, layers=2, latent=latent, dropout=0.5, beta=1.0,
                            likelihood="gaussian", sigma="pixel")
     models = {str(n): cvae.CVAE(shape, args, n).eval() for n in classes}
     with torch.no_grad():
@@ -153,8 +153,8 @@ def test_half_precision_is_read_to_the_bit(page):
 
 
 def test_most_telling_units_come_first(tmp_path):
-    args = SimpleNamespace(arch="mlp", hidden=8, latent=6, dropout=0, likelihood="bernoulli",
-                           sigma="learned", beta=1.0)
+    args = SimpleNamespace(arch="mlp", hidden=8, layers=1, latent=6, dropout=0, beta=1.0,
+                           likelihood="bernoulli", sigma="learned")
     model = cvae.CVAE([1, 4, 4], args, 0)
     with torch.no_grad():
         model.decoder[0].weight.copy_(torch.tensor([1.0, 5, 2, 6, 0, 3]).expand(8, 6))
@@ -202,8 +202,9 @@ def test_page_in_the_browser(tmp_path):
 
 
 def test_what_cannot_be_explored_says_what_can(tmp_path, capsys):
-    args = {"latent": 1, "arch": "mlp", "hidden": 8, "dropout": 0, "likelihood": "bernoulli",
-            "sigma": "learned", "beta": 1.0, "width": 8, "conditional": False}
+    args = {"latent": 1, "arch": "mlp", "hidden": 8, "layers": 1, "dropout": 0,
+            "likelihood": "bernoulli", "sigma": "learned", "beta": 1.0, "width": 8,
+            "conditional": False}
     shape, space = [1, 28, 28], SimpleNamespace(**args)
     common = {"args": args, "epoch": 1, "rng": {},
               "data": {"name": "own", "shape": shape, "classes": []}}

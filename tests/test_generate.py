@@ -55,8 +55,8 @@ def test_samples_depend_on_their_number_only(cvae_run, tmp_path):
 
 def test_noise_of_pixels_is_not_that_of_z():
     """Of --show sample: the first numbers of a seed are z's, so pixels need a seed of their own."""
-    args = SimpleNamespace(arch="mlp", hidden=4, latent=4, sigma="1", likelihood="gaussian",
-                           dropout=0)
+    args = SimpleNamespace(arch="mlp", hidden=4, layers=1, latent=4, dropout=0,
+                           likelihood="gaussian", sigma="1")
     model = cvae.CVAE((1, 2, 2), args, 0).requires_grad_(False)
     for weight in model.parameters():
         weight.zero_()   # pixels of N(1/2, 1), and the latent's 4 numbers would be the pixels' 4
