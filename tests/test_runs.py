@@ -175,7 +175,9 @@ def test_resume_with_more_epochs_is_the_longer_run(tmp_path):
 def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "vae.py", "--dataset=digits", "--hidden=8", "--epochs=10000",
                f"--out={tmp_path / 'run'}"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           # a job in the background inherits that it ignores Ctrl-C
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / "run" / "checkpoint.pt").exists() and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
