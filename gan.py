@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LinearLR
 from common import add_plumbing_flags, check, make_parser, number, start_run
 from common import progress, read_log, restore, save_curves, save_epoch, save_grid
 from common import write_tensorboard
-from metrics import classifier, fid, fid_meter
+from metrics import classifier, classifies, fid, fid_meter
 
 LAMBDA = 10   # weight of the gradient penalty, as in the paper
 
@@ -378,7 +378,7 @@ def main(argv=(), **overrides):
     meter = recogniser = None
     if args.eval_every:
         meter = fid_meter(data, args.fid_features, args.data, quiet=args.quiet)
-        if len(data.classes) > 1 and len(data.x_train) >= 100 * len(data.classes):
+        if classifies(data):
             recogniser = classifier(data, quiet=args.quiet)
     first = restore(checkpoint, state)
     if args.compile:

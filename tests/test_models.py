@@ -42,6 +42,16 @@ def test_shapes(shape, batch):
     assert [term.shape for term in terms] == [(batch,), (batch,), (batch, 3)]
 
 
+def test_an_mlp_has_as_many_hidden_layers_as_asked_for():
+    for layers in (1, 2, 3):
+        model = vae.VAE((1, 6, 6), args(f"--layers={layers}"))
+        for network in (model.encoder, model.decoder):
+            linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+            assert [layer.out_features for layer in linear[:-1]] == [16] * layers
+            assert sum(isinstance(layer, nn.ReLU) for layer in network) == layers
+        assert len({id(weight) for weight in model.parameters()}) == 4 * (layers + 1)   # no sharing
+
+
 def test_label_is_concatenated_one_hot():
     model = cvae.CVAE((1, 28, 28), args("--latent=10"), 10)
     assert model.encoder[0].in_features == 784 + 10 and model.decoder[0].in_features == 10 + 10
