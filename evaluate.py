@@ -205,7 +205,8 @@ def compare(runs, out):
     flags_of, logs = {run: read_flags(run) for run in runs}, {run: read_log(run) for run in runs}
     for run, rows in logs.items():
         check("test_loss" in rows[-1], f"{run} is a run of gan.py; compare others")
-    names = sorted({name for flags in flags_of.values() for name in flags} - {"quiet", "data"})
+    silent = {"quiet", "data", "save-every"}   # they change no number
+    names = sorted({name for flags in flags_of.values() for name in flags} - silent)
     differ = [name for name in names if len({flags.get(name) for flags in flags_of.values()}) > 1]
     columns = ["test_loss", "test_recon", "test_kl", "active"]
     print(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
@@ -216,9 +217,12 @@ def compare(runs, out):
         cells = [Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"]
         print(" | ".join(cells))
 
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 4)
+    for axes in panels:
+        axes.set_prop_cycle(color=colormaps["tab10" if len(runs) <= 10 else "tab20"].colors)
     for run, rows in logs.items():
         values = [f"{flag} {flags_of[run].get(flag, '-')}" for flag in differ]
         name = ", ".join(values) or Path(run).name
