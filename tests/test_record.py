@@ -24,6 +24,12 @@ def test_record_reproduces_the_committed_pages(tmp_path):
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
 
 
+def test_readme_shows_the_recorded_speed():
+    for file in (ROOT / "results" / "runs" / "benchmark-cpu").glob("*.txt"):
+        _, _, table = file.read_text().strip().partition("\n")
+        assert table in (ROOT / "README.md").read_text(), file
+
+
 def test_table_has_one_number_a_row():
     lines = (ROOT / "results" / "README.md").read_text().splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
