@@ -50,7 +50,7 @@ def run_flags(args):
            "gan": ["--loss=wgan-gp"]}[args.model]
     run = script.flags().parse_args(own)
     run.amp = "--amp" in args.loop
-    run.likelihood = "bernoulli"   # as for any grey data
+    run.likelihood, run.layers = "bernoulli", 1   # as for any grey data
     script.check_flags(run)
     return run
 

@@ -3,7 +3,7 @@
 Kingma & Welling 2014, Auto-Encoding Variational Bayes (arXiv 1312.6114); beta: Higgins et al. 2017.
 
     python vae.py                                   # MNIST: 101.0 nats in a minute on two CPU cores
-    python vae.py --arch conv                       # 98.4 nats in five minutes
+    python vae.py --arch conv                       # convolutions
     python vae.py --latent 2                        # with a map of the latent plane
     python vae.py --beta 0                          # a plain autoencoder
     python vae.py --dataset digits --epochs 100     # no download
@@ -33,7 +33,8 @@ def flags():
     add("--arch", choices=("mlp", "conv"), default="mlp", help="fully connected or convolutional")
     add("--hidden", type=number(int, 1),
         help="hidden units (default: 500), or channels of the first convolution (default: 32)")
-    add("--layers", type=number(int, 1), default=1, help="hidden layers of an mlp, either way")
+    add("--layers", type=number(int, 0),
+        help="fully connected hidden layers, either way (default: 1; 0 for --arch conv in colour)")
     add("--latent", type=number(int, 1), default=20, help="size of z")
     add("--dropout", type=number(float, 0), default=0.0, help="share of activations set to zero")
     add("--likelihood", choices=("bernoulli", "gaussian"),
@@ -68,7 +69,6 @@ def check_flags(args, data=None):
     """What no single flag can know, and then what the data add to it."""
     args.hidden = args.hidden or {"mlp": 500, "conv": 32}[args.arch]
     check(args.dropout < 1, f"--dropout must be below 1, not {args.dropout}")
-    check(args.layers == 1 or args.arch == "mlp", "--layers needs --arch mlp")
     if args.binarize != "none":
         args.likelihood = args.likelihood or "bernoulli"
         check(args.likelihood == "bernoulli", "--binarize needs --likelihood bernoulli")
@@ -84,6 +84,8 @@ def check_flags(args, data=None):
     if data is not None:
         channels, *size = data.x_train.shape[1:]
         args.likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
+        if args.layers is None:
+            args.layers = 0 if args.arch == "conv" and channels == 3 else 1
         side = max(size)
         while side > 7 and side % 2 == 0:
             side //= 2
@@ -92,33 +94,34 @@ def check_flags(args, data=None):
               f"not {size}: give --image-size 28, 32 or 64")
 
 
+def dense(sizes, *between):
+    """Fully connected layers from size to size, and what comes between two of them."""
+    layers = [[nn.Linear(n, width), *between] for n, width in zip(sizes, sizes[1:], strict=False)]
+    return sum(layers, [])[:-len(between)]
+
+
 def mlp(shape, inputs, codes, args):
     """Encoder from `inputs` numbers to 2 * latent, decoder from `codes` numbers to `shape`."""
-    def hidden(width):
-        drop = [nn.Dropout(args.dropout)] if args.dropout else []
-        widths = [width] + [args.hidden] * (args.layers - 1)
-        return sum([[nn.Linear(n, args.hidden), nn.ReLU(), *drop] for n in widths], [])
-
+    between = [nn.ReLU(), *([nn.Dropout(args.dropout)] if args.dropout else [])]
+    hidden = [args.hidden] * args.layers
     encoder = nn.Sequential(
-        *hidden(inputs),                                    # (B, hidden)
-        nn.Linear(args.hidden, 2 * args.latent),            # (B, 2 * latent): mu and logvar
+        *dense([inputs, *hidden, 2 * args.latent], *between),   # (B, 2 * latent): mu and logvar
     )
     decoder = nn.Sequential(
-        *hidden(codes),                                     # (B, hidden)
-        nn.Linear(args.hidden, math.prod(shape)),           # (B, C * H * W)
-        nn.Unflatten(1, shape),                             # (B, C, H, W)
+        *dense([codes, *hidden, math.prod(shape)], *between),   # (B, C * H * W)
+        nn.Unflatten(1, shape),                                 # (B, C, H, W)
     )
     return encoder, decoder
 
 
 def conv(shape, inputs, codes, args):
     """The same with convolutions that halve a picture of `inputs` channels down to 4..7 pixels and
-    double its width each time, a fully connected layer, and the mirror image of them all."""
+    double its width each time, fully connected layers, and the mirror image of them all."""
     widths, side = [], shape[1]
     while side > 7:
         widths, side = [*widths, args.hidden * 2 ** len(widths)], side // 2
     flat, steps = widths[-1] * side * side, list(zip([inputs, *widths], widths, strict=False))
-    full = max(16 * args.hidden, 2 * args.latent)   # no narrower than what it has to say
+    hidden = [16 * args.hidden] * args.layers
 
     def finish(width):
         drop = [nn.Dropout2d(args.dropout)] if args.dropout else []
@@ -127,14 +130,12 @@ def conv(shape, inputs, codes, args):
     down = [[nn.Conv2d(n, width, 4, stride=2, padding=1), *finish(width)] for n, width in steps]
     encoder = nn.Sequential(
         *sum(down, []), nn.Flatten(),                       # (B, hidden, H / 2, W / 2) ... flat
-        nn.Linear(flat, full), nn.LeakyReLU(0.2),           # (B, full)
-        nn.Linear(full, 2 * args.latent),                   # (B, 2 * latent): mu and logvar
+        *dense([flat, *hidden, 2 * args.latent], nn.LeakyReLU(0.2)),   # (B, 2 * latent)
     )
     up = [[*finish(width), nn.ConvTranspose2d(width, n, 4, stride=2, padding=1)] for n, width in
           [(shape[0], widths[0]), *steps[1:]]]
     decoder = nn.Sequential(
-        nn.Linear(codes, full), nn.LeakyReLU(0.2),          # (B, full)
-        nn.Linear(full, flat),                              # (B, flat)
+        *dense([codes, *hidden, flat], nn.LeakyReLU(0.2)),  # (B, flat)
         nn.Unflatten(1, (widths[-1], side, side)),          # (B, hidden * 2 ** ..., 4..7, 4..7)
         *sum(reversed(up), []),                             # ... (B, C, H, W)
     )

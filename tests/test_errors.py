@@ -52,7 +52,6 @@ def refusal(capsys, script, argv=(), **flags):
     ("--binarize dynamic --likelihood gaussian", "--binarize needs --likelihood bernoulli"),
     ("--binarize dynamic --sigma pixel", "--sigma needs --likelihood gaussian"),
     ("--dropout 1", "--dropout must be below 1"),
-    ("--layers 2 --arch conv", "--layers needs --arch mlp"),
     ("--dataset digits --arch conv --image-size 30", "--image-size 28, 32 or 64"),
     ("--dataset digits --train-size 1501", "--train-size 1501: there are only 1500 images"),
     ("--dataset digits --test-size 298", "--test-size 298"),

@@ -42,14 +42,27 @@ def test_shapes(shape, batch):
     assert [term.shape for term in terms] == [(batch,), (batch,), (batch, 3)]
 
 
-def test_an_mlp_has_as_many_hidden_layers_as_asked_for():
-    for layers in (1, 2, 3):
-        model = vae.VAE((1, 6, 6), args(f"--layers={layers}"))
-        for network in (model.encoder, model.decoder):
-            linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-            assert [layer.out_features for layer in linear[:-1]] == [16] * layers
-            assert sum(isinstance(layer, nn.ReLU) for layer in network) == layers
-        assert len({id(weight) for weight in model.parameters()}) == 4 * (layers + 1)   # no sharing
+@pytest.mark.parametrize("arch, width, activation",
+                         [("mlp", 16, nn.ReLU), ("conv", 256, nn.LeakyReLU)])
+def test_as_many_hidden_layers_as_asked_for(arch, width, activation):
+    for layers in (0, 1, 2, 3):
+        flags = args(f"--arch={arch}", f"--layers={layers}", shape=(1, 8, 8))
+        for network in vae.VAE((1, 8, 8), flags).children():
+            found = [layer for layer in network if not isinstance(layer, nn.Unflatten)]
+            *hidden, last = [layer for layer in found if isinstance(layer, nn.Linear)]
+            assert [layer.out_features for layer in hidden] == [width] * layers
+            for layer in hidden:
+                assert isinstance(found[found.index(layer) + 1], activation)
+
+
+def test_hidden_layers_share_no_weights():
+    assert len({id(weight) for weight in vae.VAE((1, 6, 6), args("--layers=3")).parameters()}) == 16
+
+
+def test_convolutions_of_colour_come_without_a_hidden_layer():
+    assert [args("--arch=conv", shape=(channels, 8, 8)).layers for channels in (1, 3)] == [1, 0]
+    assert args("--arch=mlp", shape=(3, 8, 8)).layers == 1
+    assert args("--arch=conv", "--layers=2", shape=(3, 8, 8)).layers == 2
 
 
 def test_label_is_concatenated_one_hot():
