@@ -46,7 +46,8 @@ def flags():
 def run_flags(args):
     """The flags of the script that is timed."""
     script = gan if args.model == "gan" else vae
-    own = {"vae": ["--hidden=400", "--lr=1e-3", "--lr-schedule=constant"], "conv": ["--arch=conv"],
+    usual = ["--lr=1e-3", "--lr-schedule=constant"]
+    own = {"vae": ["--hidden=400", *usual], "conv": ["--arch=conv", *usual],
            "gan": ["--loss=wgan-gp"]}[args.model]
     run = script.flags().parse_args(own)
     run.amp = "--amp" in args.loop
