@@ -275,6 +275,15 @@ it. So --layers is 1 for grey and 0 for coloured convolutions.
 {cvae-conv-cifar10-z50:psnr .2f} dB, PCA of 50 components {pca-cifar10:psnr_50 .2f}; 20.5 were aimed
 at.
 
+**Means and draws of a Bernoulli CVAE.** Of the convolutional CVAE with two latent units on
+thresholded MNIST the means (first) are soft where a stroke may or may not be, and draws from them
+(second) decide every pixel on its own: noise at the edges that no real digit has. Random z (first)
+and an even grid of z (third) show the same: style changes slowly over the plane, the class never.
+
+![Means, random z](runs/gallery/cvae-conv-mnist/classes.png)
+![Draws](runs/gallery/cvae-conv-mnist-drawn/classes.png)
+![Means, an even grid of z](runs/gallery/cvae-conv-mnist/uniform_3.png)
+
 **The MLP pair on CIFAR-10.** With ten latent units the CVAE ends at
 {cvae-cifar10-z10:test_loss .0f} nats and the VAE beside it at {cvae-cifar10-z10:vae_test_loss .0f}
 (densities, which may be negative): the label is worth more than ln 10 here, too.
