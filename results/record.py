@@ -67,7 +67,7 @@ EXPERIMENTS = [
      84.78, "IWAE paper, k = 50, 2 x 200"),
     ("nll_is500 MNIST dynamic z50 conv 30 epochs", "vae-conv-mnist-dynamic-z50", "nll_is500", None,
      None),
-    ("conv VAE MNIST z20", "vae-conv-mnist-z20-full", "test_loss", 130.9,
+    ("conv VAE MNIST z20", "vae-conv-mnist-z20-full*", "test_loss", 130.9,
      "GenZoo conv VAE, 100 epochs, in training mode"),
     ("conv VAE CIFAR-10 z1024 learned sigma: sse_pm1", "vae-conv-cifar10-z1024-learned-s1",
      "sse_pm1", None, HALF),
@@ -460,7 +460,7 @@ def findings():
         found |= {name: losses[-1], f"{name}_gap": losses[-1] - mnist[-1][f"{prefix}train_loss"],
                   f"{name}_late": losses[99] - losses[-1], f"{name}_turn": losses[-1] - min(losses)}
     earlier = "cvae-mnist-z2-earlier"
-    conv, mlp = last("vae-conv-mnist-z20-full", "test_loss"), last("vae-mnist-s*", "test_loss")
+    conv, mlp = last("vae-conv-mnist-z20-full*", "test_loss"), last("vae-mnist-s*", "test_loss")
     long = "vae-conv-mnist-dynamic-z50-100-epochs"
     fashion = read_run(RUNS / "vae-fashionmnist-z10-epochs50")[2][-1]
     sse = "vae-conv-cifar10-z1024-sse"
