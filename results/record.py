@@ -77,8 +77,8 @@ EXPERIMENTS = [
      f"course work, at most this in epoch 19; {HALF}"),
     *((f"the same, {what}", f"vae-conv-cifar10-z1024-beta-{run}", "sse", None, HALF)
       for run, what in (("0.8", "beta 0.8"), ("1.2", "beta 1.2"), ("cyclical", "cyclical"))),
-    *((f"conv AE CIFAR-10 z{z}: sse_pm1", f"ae-conv-cifar10-z{z}", "sse_pm1", None, HALF)
-      for z in (16, 128, 1024)),
+    *((f"conv AE CIFAR-10 z{z}: sse_pm1", f"ae-conv-cifar10-z{z}{seeds}", "sse_pm1", None, HALF)
+      for z, seeds in ((16, ""), (128, "*"), (1024, ""))),
     ("conv AE CIFAR-10 z1024 rate 2e-3: sse_pm1", "ae-conv-cifar10-z1024-lr2e-3", "sse_pm1", None,
      HALF),
     *((f"PCA CIFAR-10 {z} components: sse_pm1", "pca-cifar10", f"sse_pm1_{z}", None, HALF)
@@ -256,7 +256,7 @@ schedules show, too.
 
 **Autoencoders and PCA.** With 16 codes the autoencoder's squared error is
 {ae-conv-cifar10-z16:sse_pm1 .1f} to PCA's {pca-cifar10:sse_pm1_16 .1f}, with 128
-{ae-conv-cifar10-z128:sse_pm1 .1f} (PSNR {ae-conv-cifar10-z128:psnr .1f} dB) to
+{ae-conv-cifar10-z128*:sse_pm1 .1f} (PSNR {ae-conv-cifar10-z128*:psnr .1f} dB) to
 {pca-cifar10:sse_pm1_128 .1f}: better both times. With 1,024 it is
 {ae-conv-cifar10-z1024:sse_pm1 .1f} ({ae-conv-cifar10-z1024:psnr .1f} dB), and
 {ae-conv-cifar10-z1024-lr2e-3:sse_pm1 .1f} at a rate of 2e-3, to {pca-cifar10:sse_pm1_1024 .1f}; a
@@ -275,8 +275,8 @@ in a patched vae.py, makes up for it; a VAE with 50 latent units loses {colour_l
 it. So --layers is 1 for grey and 0 for coloured convolutions.
 
 **The conditional VAE in colour.** With 50 latent units and a learned sigma it has a PSNR of
-{cvae-conv-cifar10-z50*:psnr .2f} dB, PCA of 50 components {pca-cifar10:psnr_50 .2f}; 20.5 were aimed
-at.
+{cvae-conv-cifar10-z50*:psnr .2f} dB, PCA of 50 components {pca-cifar10:psnr_50 .2f}; 20.5 were
+aimed at.
 
 **Means and draws of a Bernoulli CVAE.** Of the convolutional CVAE with two latent units on
 thresholded MNIST the means (first) are soft where a stroke may or may not be, and draws from them
