@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gan
 import vae
-from common import check, load_data, make_parser, number, parse_flags
+from common import Data, check, load_data, make_parser, number, parse_flags
 
 OURS = ("ours", "ours --amp", "ours --compile", "ours --amp --compile")
 LOOPS = {"vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours --amp to 105.6"),
@@ -51,8 +51,8 @@ def run_flags(args):
            "gan": ["--loss=wgan-gp"]}[args.model]
     run = script.flags().parse_args(own)
     run.amp = "--amp" in args.loop
-    run.likelihood, run.layers = "bernoulli", 1   # as for any grey data
-    script.check_flags(run)
+    image = torch.empty(1, 1, 28, 28, dtype=torch.uint8)   # all that the checks ask of MNIST
+    script.check_flags(run, Data("MNIST", image, None, None, None, []))
     return run
 
 

@@ -396,7 +396,8 @@ convolutions is what is left.
 
 
 def read_run(folder):
-    """The command, the machine and the rows of a recorded run, {column: number} each."""
+    """The command, but for what changes no number, the machine and the rows of a recorded run,
+    {column: number} each."""
     args_text = (folder / "args.txt").read_text()
     command, machine = args_text.splitlines()[:2]
     with open(folder / "log.csv", newline="") as file:
@@ -409,9 +410,9 @@ def read_run(folder):
             row["sse"] = row["test_recon"] - 3072 * (math.log(0.3536) + math.log(2 * math.pi) / 2)
         rows[-1]["sse_19"] = rows[18]["sse"]
     if "fid" in rows[-1]:
-        best = min(rows, key=lambda row: row["fid"])
-        rows[-1] |= {"best_fid": best["fid"], "best_iteration": best["iteration"]}
-    return command[2:], machine[2:], rows
+        rows[-1]["best_fid"] = min(row["fid"] for row in rows)
+    command = re.sub(r" --(seed|out|save-every)[ =]\S+| --quiet", "", command[2:])
+    return command, machine[2:], rows
 
 
 def table_row(experiment, pattern, column, reference, source):
@@ -420,8 +421,7 @@ def table_row(experiment, pattern, column, reference, source):
         return experiment, f"`{pattern}`", 0, "", "", "", "", reference, source
     results = [rows[-1][column] for _, _, rows in runs]
     seconds = [row["seconds"] for _, _, rows in runs for row in rows]
-    command = re.sub(r" --(seed|out|save-every)[ =]\S+| --quiet", "", runs[0][0])
-    return (experiment, f"`{command}`", len(runs), f"{statistics.mean(results):.2f}",
+    return (experiment, f"`{runs[0][0]}`", len(runs), f"{statistics.mean(results):.2f}",
             f"{statistics.stdev(results):.2f}" if len(runs) > 1 else "",
             f"{statistics.median(seconds):.1f}", runs[0][1].split(", ", 2)[2], reference, source)
 
@@ -430,6 +430,11 @@ def last(pattern, column):
     """Mean over the seeds in the last epoch."""
     folders = [*RUNS.glob(pattern)]
     return statistics.mean(read_run(folder)[2][-1][column] for folder in folders)
+
+
+def gap(worse, better, column="test_loss"):
+    """How much lower the second pattern is."""
+    return last(worse, column) - last(better, column)
 
 
 class Text(dict):
@@ -460,31 +465,27 @@ def findings():
         found |= {name: losses[-1], f"{name}_gap": losses[-1] - mnist[-1][f"{prefix}train_loss"],
                   f"{name}_late": losses[99] - losses[-1], f"{name}_turn": losses[-1] - min(losses)}
     earlier = "cvae-mnist-z2-earlier"
-    conv, mlp = last("vae-conv-mnist-z20-full*", "test_loss"), last("vae-mnist-s*", "test_loss")
     long = "vae-conv-mnist-dynamic-z50-100-epochs"
     fashion = read_run(RUNS / "vae-fashionmnist-z10-epochs50")[2][-1]
     sse = "vae-conv-cifar10-z1024-sse"
-    small, wide, deep = (last(f"heldout-mlp-{run}-2e-3", "nll_is500")
-                         for run in ("500", "1000", "two"))
-    found |= {"mlp_width": small - wide, "mlp_depth": small - deep}
+    small = "heldout-mlp-500-2e-3"
+    found |= {"mlp_width": gap(small, "heldout-mlp-1000-2e-3", "nll_is500"),
+              "mlp_depth": gap(small, "heldout-mlp-two-2e-3", "nll_is500")}
     found |= {f"seconds_{name}": sum(row["seconds"] for row in read_run(RUNS / folder)[2])
               for name, folder in (("gan", "gan-birds-gan"), ("lsgan", "gan-birds-lsgan"),
                                    ("wgan", "gan-birds-wgan-gp"))}
-    return found | {"conv": conv, "conv_gain": mlp - conv,
+    return found | {"conv": last("vae-conv-mnist-z20-full*", "test_loss"),
+                    "conv_gain": gap("vae-mnist-s*", "vae-conv-mnist-z20-full*"),
                     "conv_kl_first": read_run(RUNS / "vae-conv-mnist-z20-full")[2][0]["test_kl"],
-                    "group_gain": (last("heldout-conv-full", "test_loss")
-                                   - last("heldout-conv-group-norm", "test_loss")),
-                    "full_gain": (last("heldout-conv-no-full", "test_loss")
-                                  - last("heldout-conv-full", "test_loss")),
+                    "group_gain": gap("heldout-conv-full", "heldout-conv-group-norm"),
+                    "wide_gain": gap("heldout-conv-full", "heldout-conv-hidden48"),
+                    "full_gain": gap("heldout-conv-no-full", "heldout-conv-full"),
                     "fashion_gap": fashion["test_loss"] - fashion["train_loss"],
                     "long_kl": read_run(RUNS / long)[2][10]["test_kl"],
                     "conv_miss": last(long, "nll_is500") - 84.0,
                     "conv_overfit": last(long, "test_loss") - last(long, "train_loss"),
-                    "colour_layer": (last("heldout-vae50-layers1", "test_loss")
-                                     - last("heldout-vae50-layers0", "test_loss")),
-                    "wide_gain": (last("heldout-conv-full", "test_loss")
-                                  - last("heldout-conv-hidden48", "test_loss")),
-                    "schedule_gain": last(sse, "test_loss") - last(f"{sse}-linear", "test_loss"),
+                    "colour_layer": gap("heldout-vae50-layers1", "heldout-vae50-layers0"),
+                    "schedule_gain": gap(sse, f"{sse}-linear"),
                     "robust": last("cvae-mnist-z2-20-epochs", "classifier_accuracy_10000"),
                     "cvae_miss": found["cvae"] - 130.3 - 0.5,
                     "cvae_earlier": last(earlier, "test_loss"),
@@ -532,7 +533,7 @@ bound on a likelihood, its pixels being black or white.
 
 
 def card(file, run, column, licence):
-    command = re.sub(r" --(seed|out|save-every)[ =]\S+| --quiet", "", read_run(RUNS / run)[0])
+    command = read_run(RUNS / run)[0]
     data = "FashionMNIST" if "Fashion" in command else "MNIST"
     number = f"{column} {last(run, column):.2f}"
     return f"| [{file}.pt]({file}.pt) | `{command}` | {data} | {number} | {licence} |"

@@ -1,5 +1,6 @@
 """What several tests share: tiny real runs on the built-in digits."""
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch reads it: two tests run at a time
 
@@ -24,6 +25,19 @@ def cvae_run(tmp_path_factory):
     """(run folder, CVAE, log) of a tiny cvae.py run with its twin."""
     folder = tmp_path_factory.mktemp("cvae") / "run"
     return folder, *cvae.main(out=folder, **TINY)
+
+
+@pytest.fixture
+def real():
+    """A function of a data set's name: the folder of real data that has it, or the test is skipped.
+    A named data set needs its files, for a download that failed leaves an empty folder."""
+    def folder_with(name):
+        folder = Path(os.environ.get("MINIGEN_DATA", "data"))
+        file = folder / name
+        if not (file / "raw/train-images-idx3-ubyte" if name.endswith("MNIST") else file).exists():
+            pytest.skip(f"no {name} in {folder}; MINIGEN_DATA names another folder")
+        return folder
+    return folder_with
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import generate
 import vae
 
 ROOT = Path(__file__).parent.parent
-REAL = Path(os.environ.get("MINIGEN_DATA", "data"))
 SCRIPTS = {"vae.py": vae, "cvae.py": cvae, "gan.py": gan, "generate.py": generate,
            "evaluate.py": evaluate, "benchmark.py": benchmark}
 TRAINING = ("vae.py", "cvae.py")
@@ -114,10 +113,8 @@ def test_demo_goes_on_with_digits_where_there_is_no_mnist(tmp_path, capsys, monk
     assert len(paths) == 5 and all(path.exists() for path in paths)
 
 
-@pytest.mark.skipif(not (REAL / "MNIST/raw/train-images-idx3-ubyte").exists(),
-                    reason="MINIGEN_DATA names no folder with MNIST")
-def test_first_epoch_on_real_mnist(tmp_path):
-    _, log = vae.main(data=REAL, epochs=1, out=tmp_path / "run", quiet=True)
+def test_first_epoch_on_real_mnist(real, tmp_path):
+    _, log = vae.main(data=real("MNIST"), epochs=1, out=tmp_path / "run", quiet=True)
     assert 110 < log[-1]["test_loss"] < 130
 
 

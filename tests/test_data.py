@@ -1,8 +1,6 @@
 """Every layout of data arrives as uint8 (N, C, H, W) with int64 labels, and nothing is lost."""
 import gzip
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ import torchvision
 from PIL import Image
 
 from common import batches, load_data
-
-REAL = Path(os.environ.get("MINIGEN_DATA", "data"))
 
 
 def shapes(data):
@@ -167,8 +163,7 @@ def test_batches_see_every_image_once_and_keep_labels_with_images():
 @pytest.mark.parametrize("name, expected", [
     ("MNIST", (60_000, 10_000, 1, 28, 28)), ("FashionMNIST", (60_000, 10_000, 1, 28, 28)),
     ("cifar10.npz", (25_000, 10_000, 3, 32, 32)), ("birds32", (5430, 603, 3, 32, 32))])
-def test_real_data_where_it_is_at_hand(name, expected):
-    file = REAL / name
-    if not (file / "raw/train-images-idx3-ubyte" if name.endswith("MNIST") else file).exists():
-        pytest.skip(f"no {name} in {REAL}; MINIGEN_DATA names another folder")
-    assert shapes(load_data(name if name.endswith("MNIST") else str(REAL / name), REAL)) == expected
+def test_real_data_where_it_is_at_hand(real, name, expected):
+    folder = real(name)
+    dataset = name if name.endswith("MNIST") else str(folder / name)
+    assert shapes(load_data(dataset, folder)) == expected

@@ -1,5 +1,4 @@
 """The small trained models: each loads safely, draws, and is as good as its card says."""
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import generate
 from common import load_checkpoint, load_data
 
 BOX = Path(__file__).parent.parent / "results" / "models"
-REAL = Path(os.environ.get("MINIGEN_DATA", "data"))
 CARDS = dict(re.findall(r"^\| \[([\w.-]+\.pt)\].*\| test_loss ([\d.]+) \|",
                         (BOX / "README.md").read_text(), re.M))
 
@@ -27,13 +25,12 @@ def test_a_model_draws_without_data(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_tells_the_truth(name):
+def test_a_card_tells_the_truth(real, name):
     """Its number, within 1%, on the real test images, from the half precision weights."""
     checkpoint = load_checkpoint(BOX / name)
     data_set = checkpoint["args"]["dataset"]
-    if not (REAL / data_set / "raw/train-images-idx3-ubyte").exists():
-        pytest.skip(f"MINIGEN_DATA names no folder with {data_set}")
+    folder = real(data_set)
     models, args = generate.rebuild(checkpoint)
-    data = cvae.binarize(load_data(data_set, REAL), args)
+    data = cvae.binarize(load_data(data_set, folder), args)
     found = cvae.evaluate("", models[""], data, checkpoint["epoch"], args)["test_loss"]
     assert found == pytest.approx(float(CARDS[name]), rel=0.01)
