@@ -10,12 +10,14 @@ Groups of numbers, and what their names say; in a run of cvae.py the twin's foll
     mse      mean squared error of reconstructions, PSNR, and sigma where it is one number
     class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
              images, too, takes for the class asked for; where none can be asked for, its counts and
-             their entropy; reconstruction_accuracy_N: the share of N that keep their class
+             their entropy; reconstruction_accuracy_N: the share of N that keep their class; each:
+             the same by class
     fid kid  distance of N samples to N test images in the features that stand in the name; _floor:
     pr       of N training images; precision and recall with their _ceiling likewise
     nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500, and on
-             1,000 images its marginal, and how often argmax p(y|x), its classifier for free, is
-             right. On grey pixels grey_pixel_..., which is the likelihood of nothing
+             the same 1,000 images that, the marginal, which is at most -log p(y) higher, and how
+             often argmax p(y|x), its classifier for free, is right. On grey pixels grey_pixel_...,
+             which is the likelihood of nothing
 
 Distances and classes are those of the pictures as stored, even if the model saw them binarised.
 """
@@ -31,8 +33,8 @@ import cvae
 from common import batches, check, load_checkpoint, load_data, make_parser, number, parse_flags
 from common import pick_device, read_log
 from generate import rebuild
-from metrics import classifier, classifies, extractor, frechet, kernel, log_joint, nll_is
-from metrics import pick, precision_recall, subset
+from metrics import classifier, classifies, extractor, frechet, kernel, log_likelihoods
+from metrics import nll_is, pick, precision_recall, subset
 
 GROUPS = ("elbo", "mse", "class", "fid", "kid", "pr", "nll")
 
@@ -66,8 +68,12 @@ def measure(checkpoint, args):
     """{name: number} of a checkpoint. The test images are the run's; of the training images, for
     which the classifier and the floors are, all there are."""
     models, run = rebuild(checkpoint)
+    run.show = "mean"   # the flag is one of figures; the models look it up here
     data = load_data(run.dataset, args.data or run.data, pick_device(args.device), run.image_size,
                      test_size=run.test_size)
+    shape = checkpoint["data"]["shape"]
+    check(list(data.x_test.shape[1:]) == shape, f"--dataset {run.dataset} holds images of "
+          f"{list(data.x_test.shape[1:])}, the model is of {shape}; give the run its own data")
     is_gan = checkpoint["script"] == "gan"
     seen, wanted, found = data if is_gan else cvae.binarize(data, run), set(args.metrics), {}
     for group, reason in impossible(is_gan, data, run).items():
@@ -108,6 +114,8 @@ def measure(checkpoint, args):
 def impossible(is_gan, data, run):
     """{group of numbers: why this model or its data do not have it}."""
     reasons = {}
+    if len(data.x_test) < 4:
+        reasons |= dict.fromkeys(("fid", "kid", "pr"), "it takes four test images")
     if is_gan:
         reasons |= dict.fromkeys(("elbo", "mse", "nll"), "a GAN has no encoder and no likelihood")
     elif run.beta == 0:
@@ -154,10 +162,19 @@ def errors(model, data, run):
 
 
 def recognised_reconstructions(judge, model, data):
-    """The share of test images that keep their class: of the labels, not of what x looks like."""
-    right = torch.cat([judge(model.picture(model.encode(x, y)[0], y)).argmax(1) == y for x, y in
+    """The share of test images that keep their class, in all and by class: that of their labels,
+    not of what x looks like."""
+    taken = torch.cat([judge(model.picture(model.encode(x, y)[0], y)).argmax(1) for x, y in
                        batches(data.x_test, data.y_test, 1000, shuffle=False)])
-    return {f"reconstruction_accuracy_{len(right)}": right.float().mean().item()}
+    return shares(f"reconstruction_accuracy_{len(taken)}", taken, data.y_test, len(data.classes))
+
+
+def shares(name, taken, labels, classes):
+    """The share that was taken for its label, in all and by class (None: there is none of it)."""
+    right = (taken == labels).float()
+    by_class = [right[labels == label] for label in range(classes)]
+    return {name: right.mean().item(),
+            f"{name}_each": [part.mean().item() if len(part) else None for part in by_class]}
 
 
 def recognised_samples(judge, model, data, run, args):
@@ -166,9 +183,7 @@ def recognised_samples(judge, model, data, run, args):
     labels = torch.arange(1000, device=data.x_test.device) % len(data.classes)
     taken = torch.cat([judge(x).argmax(1) for x in draw(model, labels, run, args)])
     if model.classes:
-        right = (taken == labels).float()
-        by_class = [right[labels == label].mean().item() for label in range(len(data.classes))]
-        return {"class_accuracy_1000": right.mean().item(), "class_accuracy_1000_each": by_class}
+        return shares("class_accuracy_1000", taken, labels, len(data.classes))
     counts = taken.bincount(minlength=len(data.classes))
     entropy = torch.distributions.Categorical(counts.float()).entropy().item()
     return {"class_counts_1000": counts.tolist(), "class_entropy_1000": entropy}
@@ -186,8 +201,10 @@ def likelihoods(model, data, run, args):
         return {f"{kind}_is{k}": nll.mean().item()}
     x, y = torch.cat([*pick(data.x_test, 1000)]), subset(data.y_test, 1000)
     log_prior = (data.y_train.bincount(minlength=model.classes) / len(data.y_train)).log()
-    joint = log_joint(model, x, log_prior, k, noise)
+    log_given_y = log_likelihoods(model, x, k, noise)
+    joint = log_given_y + log_prior
     return {f"{kind}_given_y_is{k}": nll.mean().item(),
+            f"{kind}_given_y_is{k}_{len(x)}": -log_given_y.gather(1, y[:, None]).mean().item(),
             f"{kind}_marginal_is{k}_{len(x)}": -joint.logsumexp(1).mean().item(),
             f"free_classifier_is{k}_{len(x)}": (joint.argmax(1) == y).float().mean().item()}
 
@@ -196,6 +213,7 @@ def read_flags(run):
     """A run's flags as {name: text}, from its args.txt."""
     file = Path(run, "args.txt")
     check(file.is_file(), f"{run} is no run folder: it has no args.txt")
+    check(Path(run, "log.csv").is_file(), f"{run} ended before its first epoch did; leave it out")
     lines = [line for line in file.read_text().splitlines() if line.startswith("--")]
     return {name.lstrip("-"): value for name, _, value in (line.partition("=") for line in lines)}
 
@@ -233,7 +251,6 @@ def compare(runs, out):
         panels[3].plot(rate, [rows[-1]["test_recon"]], "o", label=name)
     panels[3].set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
     figure.legend(*panels[3].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "compare.png"))
     print(Path(out, "compare.png"))
 
@@ -241,7 +258,15 @@ def compare(runs, out):
 def main(argv=(), **overrides):
     """One run: print its numbers and append them to its evaluation.jsonl. Several: compare them."""
     args, _ = parse_flags(flags(), argv, overrides)
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        check(False, f"--out {args.out}: {error.strerror}; take a folder that can be written")
     if len(args.runs) > 1:
+        plain = flags().parse_args([*args.runs, f"--out={args.out}"])
+        for name, value in vars(plain).items():
+            check(getattr(args, name) == value, f"--{name.replace('_', '-')} goes with one run; "
+                  "several are compared without it")
         return compare(args.runs, args.out)
     run = args.runs[0]
     checkpoint = load_checkpoint(run)
@@ -249,7 +274,8 @@ def main(argv=(), **overrides):
     width = max(map(len, found), default=0)
     for name, value in found.items():
         values = value if isinstance(value, list) else [value]
-        print(f"{name:{width}} {' '.join(f'{value:.6g}' for value in values)}")
+        shown = ("-" if value is None else f"{value:.6g}" for value in values)
+        print(f"{name:{width}} {' '.join(shown)}")
     if Path(run).is_dir():
         step = "iteration" if checkpoint["script"] == "gan" else "epoch"
         found_at = {step: checkpoint["epoch"], "seed": args.seed}

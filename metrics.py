@@ -297,9 +297,10 @@ def pixel_nll(model, x, y, z):
     return softplus.sum(2) - (logits @ x.reshape(b, -1, 1)).squeeze(2)
 
 
-def log_joint(model, x, log_prior, samples=500, noise=None):
-    """log p(x, y) of every class y, (B, classes), with nll_is: its logsumexp over them is log p(x),
-    and its argmax the class that a CVAE, never trained to tell classes apart, takes x for."""
-    columns = [log_prior[y] - nll_is(model, x, torch.full((len(x),), y, device=x.device), samples,
-                                     noise) for y in range(len(log_prior))]
+def log_likelihoods(model, x, samples=500, noise=None):
+    """log p(x|y) of every class y, (B, classes), with nll_is. With log p(y) added the logsumexp
+    over classes is log p(x), and the argmax the class that a CVAE, never trained to tell classes
+    apart, takes x for."""
+    columns = [-nll_is(model, x, torch.full((len(x),), y, device=x.device), samples, noise)
+               for y in range(model.classes)]
     return torch.stack(columns, 1)
