@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR
 
 from common import add_plumbing_flags, check, make_parser, number, start_run
-from common import progress, read_log, restore, save_curves, save_epoch, save_grid
+from common import load_data, progress, read_log, restore, save_curves, save_epoch, save_grid
 from common import write_tensorboard
 from metrics import classifier, classifies, fid, fid_meter
 
@@ -376,10 +376,12 @@ def main(argv=(), **overrides):
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer,
              "g_scheduler": g_scheduler, "d_scheduler": d_scheduler}
     meter = recogniser = None
-    if args.eval_every:
-        meter = fid_meter(data, args.fid_features, args.data, quiet=args.quiet)
-        if classifies(data):
-            recogniser = classifier(data, quiet=args.quiet)
+    if args.eval_every:   # features and floor are those of all training images, as in evaluate.py
+        whole = data if not args.train_size else load_data(
+            args.dataset, args.data, device, args.image_size, test_size=args.test_size)
+        meter = fid_meter(whole, args.fid_features, args.data, quiet=args.quiet)
+        if classifies(whole):
+            recogniser = classifier(whole, quiet=args.quiet)
     first = restore(checkpoint, state)
     if args.compile:
         generator.compile()

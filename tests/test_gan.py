@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import evaluate
 import gan
 from common import Data, load_data
 
@@ -278,6 +279,15 @@ def test_resume_and_replay_are_bit_exact(gan_run, tmp_path, monkeypatch):
     for name in ("g_optimizer", "d_optimizer"):
         for i, state in whole[name]["state"].items():
             assert all(torch.equal(state[key], parts[name]["state"][i][key]) for key in state)
+
+
+def test_distances_of_a_subset_are_those_of_the_data_set(tmp_path):
+    """--train-size changes neither the features nor the floor, in gan.py as in evaluate.py."""
+    gan.main(out=tmp_path / "run", train_size=100, **QUICK)
+    first, *_ = (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()
+    found = evaluate.main([str(tmp_path / "run")], metrics="fid", out="results", device="cpu")
+    name = "fid_classifier_297_floor"
+    assert json.loads(first)[name] == pytest.approx(found[name], rel=1e-4)
 
 
 def test_eval_every_0_measures_nothing(tmp_path, monkeypatch):
