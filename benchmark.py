@@ -52,8 +52,8 @@ def run_flags(args):
            "gan": ["--loss=wgan-gp"]}[args.model]
     run = script.flags().parse_args(own)
     run.amp = "--amp" in args.loop
-    image = torch.empty(1, 1, 28, 28, dtype=torch.uint8)   # all that the checks ask of MNIST
-    script.check_flags(run, Data("MNIST", image, None, None, None, []))
+    images = torch.empty(2, 1, 28, 28, dtype=torch.uint8)   # all that the checks ask of MNIST
+    script.check_flags(run, Data("MNIST", images, None, images, None, []))
     return run
 
 

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import shlex
-import shutil
 import socket
 import sys
 from collections import namedtuple
@@ -44,8 +43,9 @@ def make_parser(script, description):
 def number(kind, low, above=False):
     """An argparse type: a finite int or float, at least `low`, or above it."""
     def convert(text):
-        value, bound = kind(text), f"{'above' if above else 'at least'} {low}"
-        if not low <= value < math.inf or above and value == low:
+        value, top = kind(text), 2**32 if kind is int else math.inf   # seeds end there
+        if not low <= value < top or above and value == low:
+            bound = f"below {top}" if value >= top else f"{'above' if above else 'at least'} {low}"
             raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
         return value
     convert.__name__ = kind.__name__   # argparse names it when the text is no number at all
@@ -89,15 +89,14 @@ def parse_flags(parser, argv, overrides):
         check(parser.prog == f"{script}.py", f"--resume {args.resume}: go on with {script}.py")
         parser.set_defaults(**stored)
         args = parser.parse_args(argv)
-        # A schedule that is laid out over the whole run cannot be stretched.
         schedules = {value for name, value in vars(args).items() if name.endswith("_schedule")}
         free = {"data", "device", "save_every", "quiet", "tensorboard"}
-        free |= {"epochs"} if schedules <= {"constant", "plateau"} else set()
+        free |= {"epochs"} if schedules <= {"constant", "plateau"} else set()   # others have an end
         for name in {"out", *stored} - free:
             check(getattr(args, name) == stored.get(name), f"--{name.replace('_', '-')} cannot "
                   "change on --resume, which goes on in its folder with its flags; leave it away")
         check(done < (vars(args).get("epochs") or args.iterations), f"--resume {args.resume}: all "
-              f"{done} are done; raise --epochs, if no schedule depends on it, or start a new run")
+              f"{done} are done; start a new run, or raise --epochs if no schedule depends on it")
     args.command = shlex.join([parser.prog, *argv])
     return args, checkpoint
 
@@ -187,9 +186,9 @@ def read_npz(path):
               zip(x, y, strict=True)), f"{found}; y_train and y_test must be whole numbers (N,)")
     y = [torch.from_numpy(b.astype(np.int64)).view(-1) for b in y]
     low, high = torch.cat(y).aminmax()
-    classes = [str(label) for label in part.get("classes", range(min(y[0].max() + 1, len(y[0]))))]
-    check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} are "
-          f"out of range; make them 0 to {len(classes) - 1}, all of them in the training set")
+    classes = [*map(str, part.get("classes", np.arange(len(y[0]))[:y[0].max() + 1]).flat)]
+    check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} of "
+          f"{len(classes)} classes; number them from 0 on, all of them in the training set")
     return channels_first(x[0]), y[0], channels_first(x[1]), y[1], classes if labelled else []
 
 
@@ -217,9 +216,10 @@ def read_folder(root, size=None):
               f"{train[0][0]}; bring all to one with --image-size")
     channels = max(x.shape[1] for x in pictures)
     x = torch.cat([x.expand(-1, channels, -1, -1) for x in pictures])
-    classes = sorted({label for _, label in train + test if label})
-    y = torch.tensor([classes.index(label) if classes else 0 for _, label in train + test])
-    return x[:len(train)], y[:len(train)], x[len(train):], y[len(train):], classes
+    classes = sorted({label for _, label in train + test})
+    check(all(classes) or len(classes) == 1, f"--dataset {root}: sort train/ and test/ by class")
+    y = torch.tensor([classes.index(label) for _, label in train + test])
+    return x[:len(train)], y[:len(train)], x[len(train):], y[len(train):], [*filter(None, classes)]
 
 
 def list_pictures(root):
@@ -227,7 +227,7 @@ def list_pictures(root):
     from torchvision.datasets.folder import IMG_EXTENSIONS
     pairs = [(file, "" if file.parent == root else file.parent.name)
              for pattern in ("*", "*/*") for file in sorted(root.glob(pattern))
-             if file.suffix.lower() in IMG_EXTENSIONS and file.name[0] != "."]
+             if file.suffix.lower() in IMG_EXTENSIONS and "/." not in f"/{file.relative_to(root)}"]
     check(pairs, f"--dataset {root}: no pictures ({' '.join(IMG_EXTENSIONS)}) in it")
     check(len({label == "" for _, label in pairs}) == 1,
           f"--dataset {root}: pictures beside folders of pictures; sort all into folders, or none")
@@ -286,19 +286,20 @@ def start_run(parser, argv, overrides, checks):
     args, checkpoint = parse_flags(parser, argv, overrides)
     out, resume, command = (args.__dict__.pop(name) for name in ("out", "resume", "command"))
     checks(args)
-    check(not out or free_folder(out) == out,
+    check(not out or not Path(out, "log.csv").exists(),
           f"--out {out} holds a run; take another folder, or go on with --resume {out}")
     data = load_data(args.dataset, args.data, pick_device(args.device), args.image_size,
                      args.train_size, args.test_size)
     checks(args, data)
     if checkpoint:
         folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-        head, *rows = (folder / "log.csv").read_text().splitlines(keepends=True)
-        rows = [row for row in rows if int(row.split(",")[0]) <= checkpoint["epoch"]]
-        (folder / "log.part").write_text("".join([head, *rows]))
-        os.replace(folder / "log.part", folder / "log.csv")   # less rows newer than the checkpoint
+        check((folder / "log.csv").is_file(), f"--resume {resume}: {folder} is no run: no log.csv")
+        now = {"shape": [*data.x_train.shape[1:]], "classes": data.classes}
+        check(now.items() <= checkpoint["data"].items(), f"--resume {resume}: {args.dataset} has "
+              "not the shape and the classes it had; bring it back, or start a new run")
     else:
         folder = Path(out or free_folder(f"results/{parser.prog[:-3]}-{data.name}"))
+    if not checkpoint or vars(args) != checkpoint["args"]:   # more epochs, say
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
         lines = [f"# python {command}", f"# python {platform.python_version()}, torch "
                  f"{torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores, {gpu}"]
@@ -312,9 +313,9 @@ def start_run(parser, argv, overrides, checks):
 
 
 def free_folder(base):
-    """`base`, or the first of base-2, base-3 ... that holds no run."""
+    """`base`, or the first of base-2, base-3 ... that is not there."""
     names = [base, *(f"{base}-{i}" for i in range(2, 10_000))]
-    return next(name for name in names if not Path(name, "log.csv").exists())
+    return next(name for name in names if not Path(name).exists())
 
 
 def read_log(folder):
@@ -329,22 +330,21 @@ def save_epoch(row, note, args, script, data, folder, state, bar):
     write a checkpoint with {name: thing with a state_dict}. Returns whether figures are due."""
     (unit, epoch), *_ = row.items()
     last, every = getattr(args, f"{unit}s"), vars(args).get("eval_every") or 1
-    with open(folder / "log.csv", "a", newline="") as file:   # closed, so flushed, every epoch
-        writer = csv.writer(file)
-        if not file.tell():
-            writer.writerow(row)
-        writer.writerow("" if value is None else f"{value:.6g}" for value in row.values())
-    with open(folder / "checkpoint.part", "wb") as file:
-        torch.save({"script": script, "args": vars(args), "epoch": epoch,
-                    "data": {"name": data.name, "shape": list(data.x_train.shape[1:]),
-                             "classes": data.classes},
-                    "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-                    **{name: thing.state_dict() for name, thing in state.items()}}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(folder / "checkpoint.part", folder / "checkpoint.pt")   # a kill leaves a whole file
-    if epoch % (every * args.save_every) == 0 or epoch == last:
-        shutil.copyfile(folder / "checkpoint.pt", folder / f"checkpoint_{epoch:03d}.pt")
+    log, part = folder / "log.csv", folder / "next.part"   # a name for what is not whole yet
+    rows = [old for old in (read_log(folder) if log.exists() else []) if old[unit] < epoch] + [row]
+    lines = [",".join("" if x is None else f"{x:.6g}" for x in each.values()) for each in rows]
+    part.write_text("\n".join([",".join(row), *lines, ""]))
+    os.replace(part, log)
+    kept = epoch % (every * args.save_every) == 0 or epoch == last
+    for name in ["checkpoint.pt", f"checkpoint_{epoch:03d}.pt"][:1 + kept]:
+        with open(part, "wb") as file:
+            torch.save({"script": script, "args": vars(args), "epoch": epoch, "data": {
+                "name": data.name, "shape": [*data.x_train.shape[1:]], "classes": data.classes},
+                "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+                **{name: thing.state_dict() for name, thing in state.items()}}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, folder / name)   # a kill leaves a whole file
     bar.set_postfix_str(note)
     bar.update(epoch - bar.n)
     if bar.disable and not args.quiet:

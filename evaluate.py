@@ -32,7 +32,7 @@ import torch
 import cvae
 from common import batches, check, load_checkpoint, load_data, make_parser, number, parse_flags
 from common import pick_device, read_log
-from generate import rebuild
+from generate import check_data, rebuild
 from metrics import classifier, classifies, extractor, frechet, kernel, log_likelihoods
 from metrics import nll_is, pick, precision_recall, subset
 
@@ -71,9 +71,7 @@ def measure(checkpoint, args):
     run.show = "mean"   # the flag is one of figures; the models look it up here
     data = load_data(run.dataset, args.data or run.data, pick_device(args.device), run.image_size,
                      test_size=run.test_size)
-    shape = checkpoint["data"]["shape"]
-    check(list(data.x_test.shape[1:]) == shape, f"--dataset {run.dataset} holds images of "
-          f"{list(data.x_test.shape[1:])}, the model is of {shape}; give the run its own data")
+    check_data(data, checkpoint["data"])
     is_gan = checkpoint["script"] == "gan"
     seen, wanted, found = data if is_gan else cvae.binarize(data, run), set(args.metrics), {}
     for group, reason in impossible(is_gan, data, run).items():

@@ -11,6 +11,7 @@ Goodfellow et al. 2014 (arXiv 1406.2661); Mao et al. 2017 (arXiv 1611.04076); Gu
 import copy
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -73,6 +74,8 @@ def check_flags(args, data=None):
         size = list(data.x_train.shape[2:])
         check(size in ([28, 28], [32, 32]), f"gan.py makes 28x28 or 32x32 pictures, not {size}: "
               "give --image-size 32")
+        check(not args.eval_every or min(len(data.x_train), len(data.x_test)) > 1, "a distance "
+              "needs two images to train and two to test; add some, or set --eval-every 0")
         check(not args.conditional or len(data.classes) > 1,
               f"--conditional needs labels, and --dataset {args.dataset} has none: leave it away")
 
@@ -330,7 +333,7 @@ def interval_means(steps, iteration):
     means = {}
     for name in ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy"):
         values = [step[name] for step in steps if name in step]   # the one synchronisation
-        means[name] = torch.stack(values).double().mean().item() if values else None
+        means[name] = torch.stack(values).cpu().double().mean().item() if values else None
         check(not values or math.isfinite(means[name]), f"{name} is not finite before iteration "
               f"{iteration}; the last checkpoint is kept; try a smaller --lr", status=1)
     return means
@@ -342,14 +345,18 @@ def measure(generator, data, folder, iteration, meter, recogniser, args):
     name, distance, floor = meter
     n = int(name.rpartition("_")[2])
     found = {name: fid(distance, draw(generator, data, args, n)), f"{name}_floor": floor}
+    check(math.isfinite(found[name]), f"{name} is not finite in iteration {iteration}; the last "
+          "checkpoint is kept; try a smaller --lr", status=1)
     if recogniser:
         seen = torch.cat([recogniser(x).argmax(1) for x in draw(generator, data, args, 1000)])
         counts = seen.bincount(minlength=len(data.classes)).tolist()
         found["class_counts_1000"] = counts
         lost = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
         warn(lost, f"no sample of 1,000 is of class {', '.join(lost)}; try another --loss", args)
-    with open(folder / "evaluation.jsonl", "a") as file:
-        file.write(json.dumps({"iteration": iteration, **found}) + "\n")
+    file = folder / "evaluation.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []   # less, after a resume, newer
+    lines = [line for line in lines if json.loads(line)["iteration"] < iteration]
+    file.write_text("\n".join([*lines, json.dumps({"iteration": iteration, **found}), ""]))
     return found[name]
 
 
@@ -375,20 +382,20 @@ def main(argv=(), **overrides):
     state = {"generator": generator, "discriminator": discriminator, "ema": average,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer,
              "g_scheduler": g_scheduler, "d_scheduler": d_scheduler}
-    meter = recogniser = None
-    if args.eval_every:   # features and floor are those of all training images, as in evaluate.py
-        whole = data if not args.train_size else load_data(
-            args.dataset, args.data, device, args.image_size, test_size=args.test_size)
-        meter = fid_meter(whole, args.fid_features, args.data, quiet=args.quiet)
-        if classifies(whole):
-            recogniser = classifier(whole, quiet=args.quiet)
     first = restore(checkpoint, state)
     if args.compile:
         generator.compile()
         discriminator.compile()
-    every, steps, start = args.eval_every or args.iterations, [], time.perf_counter()
-    lr = d_scheduler.get_last_lr()[0]
+    every, steps = args.eval_every or args.iterations, []
+    lr, meter, recogniser = d_scheduler.get_last_lr()[0], None, None
     with progress(args, "gan", folder, first) as bar:
+        if args.eval_every:   # features and floor are of all training images, as in evaluate.py
+            whole = data if not args.train_size else load_data(
+                args.dataset, args.data, device, args.image_size, test_size=args.test_size)
+            meter = fid_meter(whole, args.fid_features, args.data, quiet=args.quiet)
+            if classifies(whole):
+                recogniser = classifier(whole, quiet=args.quiet)
+        start = time.perf_counter()
         for iteration in range(first, args.iterations + 1):
             generator.train()
             x, y = real_batch(data, args)
@@ -416,7 +423,8 @@ def main(argv=(), **overrides):
             save_epoch(row, note, args, "gan", data, folder, state, bar)
             rows = read_log(folder)
             if meter and min(rows, key=lambda row: row["fid"]) is rows[-1]:
-                shutil.copyfile(folder / "checkpoint.pt", folder / "best.pt")
+                shutil.copyfile(folder / "checkpoint.pt", folder / "best.part")
+                os.replace(folder / "best.part", folder / "best.pt")   # a kill leaves a whole file
             if meter:
                 rows = [row | {"floor": meter[2]} for row in rows]
                 save_curves(folder / "fid.png", rows, {meter[0]: {"floor": "floor",

@@ -84,6 +84,14 @@ def rebuild(checkpoint):
     return models, args
 
 
+def check_data(data, known):
+    """A model can only be shown the shape and the classes that it was trained on."""
+    now = {"shape": [*data.x_test.shape[1:]], "classes": data.classes}
+    check(now.items() <= known.items(), f"--dataset {data.name} is now {now['shape']} and "
+          f"{len(data.classes)} classes, and the model {known['shape']} and "
+          f"{len(known['classes'])}; bring the data back")
+
+
 def kinds(models, args):
     """What the models are called, in their order: CVAE, VAE, CAE or AE."""
     return [f"{'C' if model.classes else ''}{'VAE' if args.beta > 0 else 'AE'}"
@@ -183,6 +191,7 @@ class Run:
         args = self.args
         data = load_data(args.dataset, self.wish.data or args.data, self.device, args.image_size,
                          args.train_size, args.test_size)
+        check_data(data, self.known)
         return cvae.binarize(data, args)
 
     def prior(self, indices, label):
@@ -203,8 +212,8 @@ class Run:
             self.test = self.data()
             self.posteriors = codes(self.model, self.test)
         keep = (self.test.y_test == label).cpu() if label is not None else slice(None)
-        check(label is None or keep.any(),
-              f"no test image is of class {label}, whose Gaussian was to be fitted; take another")
+        check(label is None or keep.any(), f"no test image is of class {self.names[label or 0]}, "
+              "whose Gaussian was to be fitted; take another")
         return fitted_gaussian(*(part[keep] for part in self.posteriors), self.args)
 
     def spread(self):
@@ -224,6 +233,7 @@ class Run:
         name = re.sub(r"[^\w.-]+", "-", name)   # a class may be called T-shirt/top
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / name).touch()   # or it would fall over after all the work
         except OSError as error:
             check(False, f"--out {self.out}: {error.strerror}; take a folder that can be written")
         print(self.out / name)
@@ -285,6 +295,7 @@ def nearest_to_means(run, data):
     mu, found = codes(run.model, data)[0], []
     for name in run.wish.digits:
         index = (data.y_test.cpu() == run.names.index(name)).nonzero()[:, 0]
+        check(len(index), f"--digits {name}: no test image is of that class; take another")
         own = mu[index]
         found.append(index[(own - own.mean(0)).square().sum(1).argmin()].item())
     return found
@@ -340,6 +351,7 @@ def tsne(run):
     from sklearn.manifold import TSNE
     data, n = run.data(), run.wish.tsne
     check(5 <= n <= len(data.x_test), f"--tsne {n}: give 5 to {len(data.x_test)}, the test images")
+    check(run.latent >= 2, "--tsne needs a z of two dimensions or more; try --samples 64")
     index = evenly(n, data, "--tsne")
     mu = codes(run.model, data)[0][index]
     points = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=run.wish.seed)
@@ -350,7 +362,8 @@ def tsne(run):
 def pca(run):
     from sklearn.decomposition import PCA
     data = run.data()
-    check(run.latent >= 2, "--pca needs a z of two dimensions or more; try --samples 64")
+    check(run.latent >= 2 and len(data.x_test) >= 2,
+          "--pca needs a z of two dimensions or more, and two test images; try --samples 64")
     model = PCA(2).fit(mu := codes(run.model, data)[0].numpy())
     share = model.explained_variance_ratio_.sum()
     title = f"two main components of mu, {share:.0%} of its variance"
@@ -371,7 +384,8 @@ def save_map(path, points, y, classes, title):
 
 
 def scatter(run):
-    check(run.latent == 2, f"--scatter needs a z of two dimensions, not {run.latent}; try --pca")
+    check(run.latent == 2, f"--scatter needs a z of two dimensions, not {run.latent}; try "
+          + ("--pca" if run.latent > 2 else "--samples 64"))
     data, models = run.data(), zip(kinds(run.models, run.args), run.models.values(), strict=True)
     means = {kind: codes(model, data)[0] for kind, model in models}
     save_latent(run.path("scatter.png"), means, data, fixed=not run.autoencoder)

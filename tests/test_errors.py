@@ -8,6 +8,7 @@ from conftest import TINY
 from PIL import Image
 
 import cvae
+import gan
 import vae
 
 
@@ -39,6 +40,7 @@ def refusal(capsys, script, argv=(), **flags):
     ("--epochs -1", "--epochs: must be at least 1"),
     ("--lr 0", "--lr: must be above 0"),
     ("--seed -3", "--seed: must be at least 0"),
+    ("--seed 4294967296", "--seed: must be below 4294967296"),
     ("--lat 2", "--lat 2"),   # no abbreviations: a later flag could change their meaning
     ("--beta-schedule cosine", "--beta-schedule: invalid choice"),
     ("--beta-warmup 3", "--beta-warmup needs --beta-schedule"),
@@ -95,6 +97,10 @@ def test_folders(capsys, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cat" / "10.png")
     assert "pictures beside folders" in refusal(capsys, vae, dataset=tmp_path)
+    for place in ("train", "test/cat"):
+        (tmp_path / "two" / place).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "two" / place / "1.png")
+    assert "by class" in refusal(capsys, vae, dataset=tmp_path / "two")
 
 
 @pytest.mark.parametrize("replaced, named", [
@@ -109,10 +115,12 @@ def test_folders(capsys, tmp_path):
     ({"y_train": np.arange(19) % 4}, "(19,)"),
     ({"y_train": np.zeros((20, 4), np.int64)}, "(20, 4)"),
     ({"y_train": np.zeros(20)}, "float64"),
-    ({"y_train": np.arange(20) % 4 - 1}, "out of range"),
-    ({"y_test": np.full(7, 4)}, "out of range"),
-    ({"y_train": np.full(20, 10**9)}, "out of range"),
-    ({"classes": np.array(["a", "b"])}, "out of range"),
+    ({"y_train": np.arange(20) % 4 - 1}, "number them from 0 on"),
+    ({"y_test": np.full(7, 4)}, "number them from 0 on"),
+    ({"y_train": np.full(20, 10**9)}, "number them from 0 on"),
+    ({"classes": np.array(["a", "b"])}, "number them from 0 on"),
+    ({"classes": np.array(4)}, "of 1 classes; number them from 0 on"),
+    ({"y_train": np.full(20, -9), "y_test": np.full(7, -9)}, "from -9 to -9"),
     ({"y_train": np.array([print] * 20, object)}, "plain arrays"),
 ])
 def test_npz(npz, capsys, replaced, named):
@@ -155,3 +163,20 @@ def test_resume(capsys, vae_run, tmp_path):
     torch.save(whole | {"data": Harm(tmp_path / "harm")}, tmp_path / "checkpoint.pt")
     assert "no checkpoint" in refusal(capsys, vae, resume=tmp_path)
     assert not (tmp_path / "harm").exists()
+    torch.save(whole | {"epoch": 1}, tmp_path / "checkpoint.pt")
+    assert "no log.csv" in refusal(capsys, vae, resume=tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"x_train": np.zeros((20, 9, 9), np.uint8),
+                                     "x_test": np.zeros((7, 9, 9), np.uint8)},
+                                    {"classes": np.array(["a", "b", "c", "d", "e"])}])
+def test_resume_of_data_that_changed(change, npz, capsys, tmp_path):
+    vae.main(out=tmp_path / "run", **TINY | {"dataset": npz(), "lr_schedule": "constant"})
+    before = (tmp_path / "run" / "log.csv").read_text()
+    npz(**change)
+    assert "the classes it had" in refusal(capsys, vae, resume=tmp_path / "run", epochs=3)
+    assert (tmp_path / "run" / "log.csv").read_text() == before
+
+
+def test_a_gan_needs_two_test_images(capsys):
+    assert "--eval-every 0" in refusal(capsys, gan, dataset="digits", test_size=1)

@@ -272,6 +272,8 @@ def test_resume_and_replay_are_bit_exact(gan_run, tmp_path, monkeypatch):
     monkeypatch.setattr(gan, "save_epoch", finish)
     gan.main(resume=tmp_path / "parts")
     assert log(tmp_path / "parts") == log(folder)
+    measured = (tmp_path / "parts" / "evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in measured] == [6, 12]
     whole, parts = (torch.load(path / "checkpoint.pt", weights_only=True)
                     for path in (folder, tmp_path / "parts"))
     for name in ("generator", "discriminator", "ema"):

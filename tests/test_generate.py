@@ -251,6 +251,19 @@ def test_errors(vae_run, flags, named, capsys):
     assert named in refusal(capsys, vae_run[0], *flags)
 
 
+def test_pictures_that_the_data_do_not_allow(npz, tmp_path, capsys):
+    y_test = np.array([0, 1, 2, 0, 1, 2, 0])
+    flags = TINY | {"dataset": npz(y_test=y_test), "epochs": 1}
+    vae.main(out=tmp_path / "one", **flags | {"latent": 1})
+    vae.main(out=tmp_path / "run", **flags)
+    assert "--tsne needs a z of two" in refusal(capsys, tmp_path / "one", "--tsne", "6")
+    assert "try --samples 64" in refusal(capsys, tmp_path / "one", "--scatter")
+    assert "--digits 3: no test image" in refusal(capsys, tmp_path / "run", "--digits", "0", "3")
+    assert "is of class 3" in refusal(capsys, tmp_path / "run", "--digit", "3")
+    npz(classes=np.array(["a", "b", "c", "d", "e"]))
+    assert "bring the data back" in refusal(capsys, tmp_path / "run", "--interpolate", "0", "4")
+
+
 def test_a_picture_of_no_run(capsys):
     assert "no checkpoint" in refusal(capsys, "/no/such/run")
 

@@ -163,6 +163,22 @@ def test_resume_is_bit_exact(script, flags, tmp_path, monkeypatch):
     same_checkpoint(tmp_path / "back", tmp_path / "whole")
 
 
+def test_resume_from_the_middle_loses_nothing_if_it_is_stopped(tmp_path, monkeypatch):
+    """Up to the first new epoch the folder is as it was: log and newest checkpoint agree."""
+    flags = TINY | {"epochs": 4, "save_every": 2}
+    vae.main(out=tmp_path / "run", **flags)
+    before = log(tmp_path / "run")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(vae, "train_epoch", interrupted)
+        vae.main(resume=tmp_path / "run" / "checkpoint_002.pt")
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert log(tmp_path / "run") == before and checkpoint["epoch"] == 4
+
+
 def test_resume_with_more_epochs_is_the_longer_run(tmp_path):
     flags = TINY | {"lr_schedule": "constant", "lr": 1e-3}
     vae.main(out=tmp_path / "long", **flags | {"epochs": 3})
@@ -170,6 +186,8 @@ def test_resume_with_more_epochs_is_the_longer_run(tmp_path):
     vae.main(resume=tmp_path / "short", epochs=3)
     assert log(tmp_path / "short") == log(tmp_path / "long")
     same_checkpoint(tmp_path / "short", tmp_path / "long")
+    vae.main([f"@{tmp_path / 'short' / 'args.txt'}"], out=tmp_path / "replay")
+    assert log(tmp_path / "replay") == log(tmp_path / "long")
 
 
 def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path):
@@ -227,7 +245,11 @@ def test_default_folder_counts_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         vae.main(**TINY | {"epochs": 1})
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {"vae-digits", "vae-digits-2"}
+    (tmp_path / "results" / "vae-digits-3").mkdir()   # of a run in its first epoch
+    vae.main(**TINY | {"epochs": 1})
+    names = {f"vae-digits{i}" for i in ("", "-2", "-3", "-4")}
+    assert {folder.name for folder in (tmp_path / "results").iterdir()} == names
+    assert not list((tmp_path / "results" / "vae-digits-3").iterdir())
 
 
 def test_plain_lines_without_a_terminal(tmp_path, capsys):
