@@ -171,14 +171,15 @@ cores during the long runs, so compare speeds in the last table only.
 the 105.56 of the original. With the default schedule, one cycle up to 5e-3, the same ten epochs
 give {default:.2f}: the network was never the limit, the step size was.
 
-**MNIST, two latent units, 200 epochs.** In the last epoch the VAE is at {vae:.2f}, below the best
-epoch of the reference, and the CVAE at {cvae:.2f}, between the reference's best (130.3) and last
-(131.3): within half a nat of the best was asked, and {cvae_miss:.2f} nats are missing. Over-fitting
-costs: at the end the training loss is {cvae_gap:.1f} (CVAE) and {vae_gap:.1f} (VAE) nats below the
-test loss, and the last hundred epochs bring {cvae_late:.1f} and {vae_late:.1f} nats. The test loss
-does not turn upwards (it ends within {cvae_turn:.2f} and {vae_turn:.2f} nats of its best), because
-the rate falls to zero. But the default 20 epochs end at {cvae-mnist-z2-20-epochs*:test_loss} (CVAE)
-and {cvae-mnist-z2-20-epochs*:vae_test_loss} (VAE): the CVAE has nothing from ten times the time.
+**MNIST, two latent units, 200 epochs.** In the last epoch the VAE is at {vae:.2f}, where the best
+epoch of the reference was, and the CVAE at {cvae:.2f}, between the reference's best (130.3) and
+last (131.3): within half a nat of the best was asked, and {cvae_miss:.2f} nats are missing.
+Over-fitting costs: at the end the training loss is {cvae_gap:.1f} (CVAE) and {vae_gap:.1f} (VAE)
+nats below the test loss, and the last hundred epochs bring {cvae_late:.1f} and {vae_late:.1f} nats.
+The test loss does not turn upwards (it ends within {cvae_turn:.2f} and {vae_turn:.2f} nats of its
+best), because the rate falls to zero. But the default 20 epochs end at
+{cvae-mnist-z2-20-epochs*:test_loss} (CVAE) and {cvae-mnist-z2-20-epochs*:vae_test_loss} (VAE): the
+CVAE has nothing from ten times the time.
 
 ![Curves, MNIST](runs/cvae-mnist-z2-s1/curves.png)
 ![Reconstructions, MNIST](runs/cvae-mnist-z2-s1/reconstruction_200.png)
