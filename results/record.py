@@ -41,7 +41,7 @@ EXPERIMENTS = [
     ("CVAE MNIST z2 20 epochs", "cvae-mnist-z2-20-epochs*", "test_loss", None, None),
     ("MLP VAE CIFAR-10 z10", "cvae-cifar10-z10", "vae_test_loss", None, HALF),
     ("MLP CVAE CIFAR-10 z10", "cvae-cifar10-z10", "test_loss", None, HALF),
-    *((f"VAE FashionMNIST z{z}", f"vae-fashionmnist-z{z}", "test_loss", None, None)
+    *((f"VAE FashionMNIST size of z: {z}", f"vae-fashionmnist-z{z}", "test_loss", None, None)
       for z in (2, 5, 10, 20, 50)),
     *((f"VAE FashionMNIST z10 {what}", f"vae-fashionmnist-z10-{what.replace(' ', '')}",
        "test_loss", None, None) for what in ("beta 0.5", "beta 2", "beta 4", "hidden 200",
