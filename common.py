@@ -187,8 +187,8 @@ def read_npz(path):
     y = [torch.from_numpy(b.astype(np.int64)).view(-1) for b in y]
     low, high = torch.cat(y).aminmax()
     classes = [*map(str, part.get("classes", np.arange(len(y[0]))[:y[0].max() + 1]).flat)]
-    check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} of "
-          f"{len(classes)} classes; number them from 0 on, all of them in the training set")
+    check(low >= 0 and high < len(classes), f"--dataset {path}: labels from {low} to {high} are "
+          f"out of range of {len(classes)} classes; number them from 0 on, all in the training set")
     return channels_first(x[0]), y[0], channels_first(x[1]), y[1], classes if labelled else []
 
 
