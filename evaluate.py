@@ -112,8 +112,8 @@ def measure(checkpoint, args):
 def impossible(is_gan, data, run):
     """{group of numbers: why this model or its data do not have it}."""
     reasons = {}
-    if len(data.x_test) < 4:
-        reasons |= dict.fromkeys(("fid", "kid", "pr"), "it takes four test images")
+    if min(len(data.x_train), len(data.x_test)) < 4:
+        reasons |= dict.fromkeys(("fid", "kid", "pr"), "it takes four images to train and to test")
     if is_gan:
         reasons |= dict.fromkeys(("elbo", "mse", "nll"), "a GAN has no encoder and no likelihood")
     elif run.beta == 0:
@@ -155,7 +155,8 @@ def errors(model, data, run):
         logits, log_sigma = model.decode(model.encode(x, y)[0], y)
         squares += (torch.sigmoid(logits) - x).square().sum().cpu()
     mse = squares.item() / data.x_test.numel()
-    row = {"mse": mse, "psnr": -10 * math.log10(mse), "sse_pm1": 4 * mse * x[0].numel()}
+    psnr = -10 * math.log10(mse) if mse else math.inf
+    row = {"mse": mse, "psnr": psnr, "sse_pm1": 4 * mse * x[0].numel()}
     return row | ({"sigma": math.exp(log_sigma)} if hasattr(model, "log_sigma") else {})
 
 
@@ -213,7 +214,8 @@ def read_flags(run):
     check(file.is_file(), f"{run} is no run folder: it has no args.txt")
     check(Path(run, "log.csv").is_file(), f"{run} ended before its first epoch did; leave it out")
     lines = [line for line in file.read_text().splitlines() if line.startswith("--")]
-    return {name.lstrip("-"): value for name, _, value in (line.partition("=") for line in lines)}
+    parts = (line.lstrip("-").partition("=") for line in lines)
+    return {name: value if equals else "on" for name, equals, value in parts}
 
 
 def compare(runs, out):
@@ -229,7 +231,7 @@ def compare(runs, out):
     for run in runs:
         last, seconds = logs[run][-1], sum(row["seconds"] for row in logs[run])
         numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
-        values = [flags_of[run].get(name, "") for name in differ]
+        values = [flags_of[run].get(name, "-") for name in differ]
         cells = [Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"]
         print(" | ".join(cells))
 

@@ -1,4 +1,6 @@
 """The commands a reader types, as the README, the docstrings and the design give them."""
+import argparse
+import inspect
 import os
 import re
 import shlex
@@ -17,6 +19,7 @@ import evaluate
 import gan
 import generate
 import vae
+from common import add_plumbing_flags
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"vae.py": vae, "cvae.py": cvae, "gan.py": gan, "generate.py": generate,
@@ -58,6 +61,14 @@ def test_siblings_differ_in_little():
     assert 20 < sum(line[0] in "<>" for line in lines) <= 160
 
 
+def test_siblings_share_what_no_label_touches():
+    """What is tested of one is then tested of both."""
+    for name in ("sigma", "dense", "mlp", "conv", "make_learner", "beta_at", "epoch_means",
+                 "binarize", "warn_of_collapse"):
+        ours, theirs = (inspect.getsource(getattr(script, name)) for script in (vae, cvae))
+        assert ours == theirs, name
+
+
 def test_help_imports_nothing_heavy():
     code = ("import sys, vae\n"
             "try: vae.main(['--help'])\n"
@@ -71,10 +82,13 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script):
-    source = (ROOT / script).read_text() + (ROOT / "common.py").read_text()
+    source, plumbing = (ROOT / script).read_text(), argparse.ArgumentParser()
+    add_plumbing_flags(plumbing)
+    shared = vars(plumbing.parse_args([])) if "add_plumbing_flags" in source else {}
     for action in SCRIPTS[script].flags()._actions:
+        text = source + ((ROOT / "common.py").read_text() if action.dest in shared else "")
         if action.dest != "help":
-            assert re.search(rf'(args|wish)\.{action.dest}\b|"{action.dest}"', source), action.dest
+            assert re.search(rf'(args|wish)\.{action.dest}\b|"{action.dest}"', text), action.dest
 
 
 def commands(text):
@@ -111,6 +125,23 @@ def test_demo_goes_on_with_digits_where_there_is_no_mnist(tmp_path, capsys, monk
     assert 100 < table["CVAE"] < table["VAE"] < 300   # a label helps when z has two dimensions
     paths = [Path(line.strip()) for line in lines if line.endswith(".png")]
     assert len(paths) == 5 and all(path.exists() for path in paths)
+
+
+def test_demo_hands_its_flags_on(tmp_path, monkeypatch):
+    class Enough(Exception):
+        """What follows is tested above."""
+
+    def train(**flags):
+        seen.update(flags)
+        raise Enough
+    seen = {}
+    monkeypatch.setattr(demo.cvae, "main", train)
+    monkeypatch.setattr(demo, "load_data", lambda *_: None)   # MNIST is there
+    with pytest.raises(Enough):
+        demo.main(seed=5, device="cpu", data="mine", out=tmp_path)
+    assert seen == {"dataset": "MNIST", "data": "mine", "epochs": 10, "latent": 2, "hidden": 500,
+                    "seed": 5, "device": "cpu", "out": str(tmp_path), "train_size": 6000,
+                    "test_size": 1000}
 
 
 def test_first_epoch_on_real_mnist(real, tmp_path):

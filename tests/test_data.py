@@ -8,7 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from common import batches, load_data
+from common import batches, load_data, resize
 
 
 def shapes(data):
@@ -75,7 +75,9 @@ def test_packed_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
             resources.append((f"{split}-{name}.gz", None))
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])   # nobody
-    assert shapes(load_data("MNIST", tmp_path)) == (2, 2, 1, 28, 28)
+    data = load_data("MNIST", tmp_path)
+    assert shapes(data) == (2, 2, 1, 28, 28)
+    assert data.classes == [*"0123456789"]   # torchvision's are "0 - zero" and so on
 
 
 @pytest.mark.parametrize("layout", ["flat", "classes", "split", "split flat"])
@@ -120,6 +122,28 @@ def test_image_size_crops_the_centre_square(tmp_path):
     assert (data.x_train[:, 2] == 255).all() and (data.x_train[:, 0] == 0).all()
 
 
+def test_files_of_cameras_and_of_folders_that_were_looked_at(tmp_path):
+    """Upper-case endings, turned pictures that say so, and hidden files."""
+    for i in range(10):
+        picture(tmp_path / f"{i}.PNG", mode="L", color=0)
+    picture(tmp_path / ".hidden.png", mode="L", color=0, size=(9, 9))
+    turned = Image.new("L", (8, 8))
+    turned.paste(255, (0, 0, 4, 8))   # white at the left
+    exif = turned.getexif()
+    exif[0x0112] = 6                  # turn it to the right: white at the top
+    turned.save(tmp_path / "0.PNG", exif=exif)
+    data = load_data(str(tmp_path))
+    assert shapes(data) == (9, 1, 1, 8, 8)
+    assert (data.x_train[0, 0, :4] == 255).all() and not data.x_train[0, 0, 4:].any()
+
+
+def test_image_size_is_that_of_training_and_test_and_antialiased():
+    assert shapes(load_data("digits", image_size=32)) == (1500, 297, 1, 32, 32)
+    lines = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    lines[..., ::4] = 255   # a quarter is white: without a filter all of it, or nothing, would be
+    assert (resize(lines, 8)[..., 1:-1].float() - 64).abs().max() < 20
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (6, 9, 3)])
 @pytest.mark.parametrize("label_shape", [(-1,), (-1, 1)])
 def test_npz(npz, shape, label_shape):
@@ -146,6 +170,7 @@ def test_a_subset_is_the_same_for_every_seed_and_in_stored_order():
     whole = load_data("digits")
     found = [int((whole.x_train == x).flatten(1).all(1).nonzero()[0]) for x in a.x_train]
     assert found == sorted(found) and len({*found}) == 100
+    assert torch.equal(a.y_train, whole.y_train[found])
 
 
 def test_batches_see_every_image_once_and_keep_labels_with_images():

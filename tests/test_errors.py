@@ -165,6 +165,14 @@ def test_resume(capsys, vae_run, tmp_path):
     assert not (tmp_path / "harm").exists()
     torch.save(whole | {"epoch": 1}, tmp_path / "checkpoint.pt")
     assert "no log.csv" in refusal(capsys, vae, resume=tmp_path)
+    # every schedule that has an end holds the epochs, and a GAN's rate always has
+    flags = whole["args"] | {"lr_schedule": "constant", "beta_schedule": "linear"}
+    torch.save(whole | {"args": flags}, tmp_path / "checkpoint.pt")
+    assert "--epochs cannot change" in refusal(capsys, vae, resume=tmp_path, epochs=9)
+    flags = vars(gan.flags().parse_args([]))
+    flags = {name: value for name, value in flags.items() if name not in ("out", "resume")}
+    torch.save(whole | {"script": "gan", "args": flags}, tmp_path / "checkpoint.pt")
+    assert "--iterations cannot change" in refusal(capsys, gan, resume=tmp_path, iterations=99_999)
 
 
 @pytest.mark.parametrize("change", [{"x_train": np.zeros((20, 9, 9), np.uint8),

@@ -90,6 +90,14 @@ def test_the_label_counts_if_there_are_classes():
             (classes == 0)
 
 
+def test_normalisation_of_a_class_has_a_gain_and_a_bias_of_its_own():
+    norm, x, y = gan.ConditionalNorm(2, 3).eval(), torch.randn(3, 2, 4, 4), torch.arange(3)
+    torch.testing.assert_close(norm(x, y), norm.norm(x))   # at first none
+    nn.init.normal_(norm.label.weight)
+    gain, bias = norm.label(y)[:, :, None, None].chunk(2, 1)
+    torch.testing.assert_close(norm(x, y), (1 + gain) * norm.norm(x) + bias)
+
+
 def test_losses_in_closed_form():
     """Against the papers' formulas, at probabilities and logits that a hand can check."""
     real, fake = torch.tensor([math.log(3.), 2.]), torch.tensor([0., -1.])   # D = 3/4 and 1/2
@@ -163,6 +171,54 @@ def test_who_learns_in_which_step(loss):
                                                          strict=True))
         assert sum(not torch.equal(p, old) for p, old in
                    zip(learner.parameters(), weights[0], strict=True)) > len(weights[0]) // 2
+
+
+def test_the_critic_follows_its_loss_and_ten_times_the_penalty():
+    """SGD with rate 1 moves each weight by minus the gradient, computed here by hand."""
+    x, y = torch.randn(6, 1, 32, 32), torch.zeros(6).long()
+    generator, critic, *_ = pair()
+    before = [p.detach().clone() for p in critic.parameters()]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fake = generator(torch.randn(6, 8), y)
+    loss = critic(fake, y) - critic(x, y)
+    objective = (loss + 10 * gan.gradient_penalty(critic, x, fake, y)).mean()
+    expected = torch.autograd.grad(objective, critic.parameters(), allow_unused=True)
+    generator, *_ = pair()   # as it was before it normalised a batch
+    torch.manual_seed(1)
+    row = gan.discriminator_step(generator, critic, torch.optim.SGD(critic.parameters(), 1.0), x, y,
+                                 args("--loss=wgan-gp"))
+    for p, old, gradient in zip(critic.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(old - p, torch.zeros_like(p) if gradient is None else gradient,
+                                   rtol=1e-3, atol=1e-4)
+    assert row["d_loss"].item() == pytest.approx(loss.mean().item(), rel=1e-4)   # no penalty in it
+
+
+class Fixed(nn.Module):
+    """A discriminator of given logits, for real images and then for fake ones."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits, self.labels, self.weight = [*logits], [], nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, y):
+        self.labels.append(y)
+        return self.logits.pop(0) + self.weight + 0 * x.sum()
+
+
+def test_what_the_log_says_of_a_step():
+    real, fake = torch.tensor([2., 1., 1., -1.]), torch.tensor([-1., -2., 3., -4.])
+    generator, _, optimizer, _ = pair(classes=10)
+    critic, y = Fixed(real, fake, fake), torch.arange(4)
+    sgd = torch.optim.SGD(critic.parameters(), 0.0)
+    row = gan.discriminator_step(generator, critic, sgd, torch.zeros(4, 1, 32, 32), y, args())
+    assert row["d_accuracy"].item() == 6 / 8   # three of four are right, both times
+    assert row["d_real"].item() == pytest.approx(torch.sigmoid(real).mean().item())
+    assert row["d_fake"].item() == pytest.approx(torch.sigmoid(fake).mean().item())
+    gan.generator_step(generator, critic, optimizer, y, args())
+    assert all(torch.equal(label, y) for label in critic.labels)   # of real and fake images
+    steps = [{"d_loss": torch.tensor(value)} for value in (1., 3.)]
+    assert gan.interval_means(steps, 2)["d_loss"] == 2
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -249,8 +305,6 @@ def test_run_folder(gan_run):
         [pytest.approx(row["fid"], rel=1e-4) for row in rows]
     assert all(0 < line["fid_classifier_297_floor"] < 5 < line["fid_classifier_297"]
                and sum(line["class_counts_1000"]) == 1000 for line in lines)
-    best = torch.load(folder / "best.pt", weights_only=True)
-    assert best["epoch"] == min(rows, key=lambda row: row["fid"])["iteration"]
     with torch.no_grad():   # what is returned is the average that the checkpoint holds
         stored = torch.load(folder / "checkpoint.pt", weights_only=True)["ema"]
     assert all(torch.equal(stored[name], part) for name, part in model.state_dict().items())
@@ -281,6 +335,39 @@ def test_resume_and_replay_are_bit_exact(gan_run, tmp_path, monkeypatch):
     for name in ("g_optimizer", "d_optimizer"):
         for i, state in whole[name]["state"].items():
             assert all(torch.equal(state[key], parts[name]["state"][i][key]) for key in state)
+
+
+def test_average_draws_everything_and_the_best_is_kept(tmp_path, monkeypatch):
+    """With distances that are made up: 5, 1, 3, 4."""
+    distances, drawn = iter([5., 1., 3., 4.]), []
+    monkeypatch.setattr(gan, "fid_meter", lambda *_, **__: ("fid_classifier_10", None, 1.0))
+    monkeypatch.setattr(gan, "classifier", None)
+    monkeypatch.setattr(gan, "measure", lambda model, *_: drawn.append(model) or next(distances))
+    monkeypatch.setattr(gan, "save_figures", lambda model, *_: drawn.append(model))
+    monkeypatch.setattr(gan, "classifies", lambda _: False)
+    average, _ = gan.main(out=tmp_path / "run", loss="wgan-gp",
+                          **QUICK | {"iterations": 16, "eval_every": 4, "save_every": 2})
+    assert len(drawn) == 8 and all(model is average for model in drawn)
+    last, best = (torch.load(tmp_path / "run" / f"{name}.pt", weights_only=True)
+                  for name in ("checkpoint", "best"))
+    assert best["epoch"] == 8 and last["args"]["critic_steps"] == 5
+    for name in ("d_scheduler", "g_scheduler"):   # 16 steps and 3, down to 0
+        assert last[name]["_last_lr"] == [pytest.approx(0, abs=1e-9)]
+    kept = {file.name for file in (tmp_path / "run").glob("checkpoint_*")}
+    assert kept == {"checkpoint_008.pt", "checkpoint_016.pt"}   # every second measurement
+
+
+def test_samples_of_a_conditional_gan_have_a_class_a_row_and_a_style_a_column(
+        tmp_path, monkeypatch):
+    generator, *_ = pair(classes=10)
+    asked, picture = [], generator.picture
+    monkeypatch.setattr(generator, "picture", lambda z, y: asked.append((z, y)) or picture(z, y))
+    monkeypatch.setattr(gan, "save_curves", lambda *_: None)
+    monkeypatch.setattr(gan, "read_log", lambda _: [])
+    gan.save_figures(generator, load_data("digits"), tmp_path, 1, args("--conditional"))
+    z, y = asked[0]
+    assert y.view(10, 8).tolist() == [[digit] * 8 for digit in range(10)]
+    assert all(torch.equal(row, z[:8]) for row in z.split(8)) and not torch.equal(z[0], z[1])
 
 
 def test_distances_of_a_subset_are_those_of_the_data_set(tmp_path):

@@ -161,6 +161,23 @@ def test_without_inception_a_run_goes_on_and_says_so(digits, cache, monkeypatch,
         assert stop.value.code == 2 and f"--fid-features {path}" in capsys.readouterr().err
 
 
+def test_inception_is_shown_three_channels_of_bytes(monkeypatch):
+    import torchmetrics.image.fid
+    seen = []
+
+    class Network(torch.nn.Module):
+        def __init__(self, *_):
+            super().__init__()
+
+        def forward(self, x):
+            seen.append(x)
+            return torch.zeros(len(x), 2048)
+    monkeypatch.setattr(torchmetrics.image.fid, "NoTrainInceptionV3", Network)
+    x = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    metrics.inception("inception", "cpu")(x / 255)
+    assert seen[0].dtype == torch.uint8 and torch.equal(seen[0], x.expand(-1, 3, -1, -1))
+
+
 class LinearGaussian:
     """z ~ N(0, I), x|z ~ N(W z + 1/2, s^2 I), so that x ~ N(1/2, W W' + s^2 I), as is q, exact or,
     to give the weights something to do, too wide."""

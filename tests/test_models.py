@@ -1,5 +1,6 @@
 """What the models, losses and evaluation promise, beginning with the units."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,19 @@ def random_data(n=20, n_test=11, shape=(1, 6, 6), classes=4):
     x = torch.randint(0, 256, (n + n_test, *shape), dtype=torch.uint8)
     y = torch.arange(n + n_test) % classes
     return Data("random", x[:n], y[:n], x[n:], y[n:], [str(c) for c in range(classes)])
+
+
+both = pytest.mark.parametrize("script", [vae, cvae])
+
+
+def make_model(script, flags, shape=(1, 6, 6)):
+    return vae.VAE(shape, flags) if script is vae else cvae.CVAE(shape, flags, 4)
+
+
+def train(script, learner, data, flags, terms=None):
+    """One epoch of either script: cvae.py takes its learners by their columns' prefix."""
+    learners = learner if script is vae else {"": learner}
+    return script.train_epoch(learners, terms or script.loss_terms, data, 1, flags)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 6, 9)])
@@ -139,6 +153,76 @@ def test_a_step_follows_the_gradient_of_the_mean_over_the_batch():
     for p, old, gradient in zip(model.parameters(), before, expected, strict=True):
         torch.testing.assert_close(old - p, gradient, rtol=1e-4, atol=1e-5)
     assert not any(value.requires_grad for value in sums.values())   # or every graph would live on
+
+
+@both
+@pytest.mark.parametrize("arch", ["mlp", "conv"])
+def test_dropout_and_normalisation_know_training_from_testing(script, arch):
+    flags = args(f"--arch={arch}", "--dropout=0.5", shape=(1, 8, 8))
+    data, model = random_data(shape=(1, 8, 8)), make_model(script, flags, (1, 8, 8)).eval()
+    train(script, script.make_learner(model, data, flags), data, flags)
+    assert all(part.training for part in model.modules())
+    script.evaluate(*([] if script is vae else [""]), model, data, 1, flags)
+    assert not any(part.training for part in model.modules())
+
+
+@both
+def test_rates_by_epoch(script):
+    """Constant; or half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5)."""
+    cosine = [5e-4 * (1 + math.cos(math.pi * i / 4)) for i in (1, 2, 3, 4)]
+    for schedule, expected in (("constant", [1e-3] * 4), ("cosine", cosine)):
+        data, flags = random_data(), args("--epochs=4", f"--lr-schedule={schedule}")
+        learner, found = script.make_learner(make_model(script, flags), data, flags), []
+        for _ in range(4):   # of three steps each
+            train(script, learner, data, flags)
+            found.append(learner.optimizer.param_groups[0]["lr"])
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+@both
+def test_plateau_follows_the_objective_of_each_model(script):
+    data, flags, heard = random_data(), args("--lr-schedule=plateau"), []
+    models = {"": make_model(script, flags)}
+    models |= {"vae_": cvae.CVAE((1, 6, 6), flags, 0)} if script is cvae else {}
+    learners = {prefix: script.make_learner(model, data, flags)._replace(
+        scheduler=SimpleNamespace(step=heard.append)) for prefix, model in models.items()}
+    learners = learners[""] if script is vae else learners
+    row = script.train_epoch(learners, script.loss_terms, data, 1, flags)
+    assert heard == [row[f"{prefix}train_objective"] for prefix in models]
+
+
+@both
+def test_dynamic_pixels_are_drawn_anew_in_every_epoch(script):
+    data, flags, seen = random_data(), args("--binarize=dynamic", "--batch-size=20"), []
+
+    def terms(model, x, *rest):
+        seen.append(x)
+        return script.loss_terms(model, x, *rest)
+    for _ in range(2):
+        learner = script.make_learner(make_model(script, flags), data, flags)
+        torch.manual_seed(len(seen))
+        train(script, learner, data, flags, terms)
+    first, second = (x.sum((1, 2, 3)).sort().values for x in seen)   # in any order
+    assert seen[0].unique().tolist() == [0, 1] and not torch.equal(first, second)
+
+
+@both
+def test_a_drawn_picture_has_the_deviation_of_its_pixels(script):
+    flags = args("--likelihood=gaussian", "--sigma=0.1", "--show=sample")
+    model, z = make_model(script, flags).requires_grad_(False), torch.randn(50, 3)
+    for weight in model.parameters():
+        weight.zero_()   # a mean of 1/2 everywhere
+    y = [] if script is vae else [torch.zeros(50)]
+    assert (model.picture(z, *y) - 0.5).std().item() == pytest.approx(0.1, rel=0.05)
+    flags.show = "mean"
+    assert (model.picture(z, *y) == 0.5).all()
+
+
+@pytest.mark.parametrize("active, kl, beta, told", [
+    (1, 9, 1, True), (3, 0.4, 1, True), (3, 9, 1, False), (0, 0, 0, False)])
+def test_a_collapse_is_few_active_units_or_no_kl(active, kl, beta, told, capsys):
+    vae.warn_of_collapse(active, kl, args(f"--beta={beta}"))
+    assert ("collapsed" in capsys.readouterr().out) == told
 
 
 class Spy(vae.VAE):

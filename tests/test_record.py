@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,27 @@ def test_one_round_of_the_benchmark(mnist_of_digits, capsys, monkeypatch):
     for loop in ("ours", "ours --amp"):
         assert table[loop]["test_loss"] == pytest.approx(table["usual"]["test_loss"], rel=0.03)
     assert table["matrix products"]["train"] < table["ours"]["train"]
+
+
+def test_columns_of_the_speed_table(capsys):
+    row = {"train": 2.0, "test": 1.0, "MB": 100, "test_loss": 99.0}
+    table = {"usual": row, "ours": row | {"train": 0.5, "test": 0.25},
+             "matrix products": row | {"train": 0.25},
+             "ours to 105.6": {"seconds": 3, "epochs": 2, "test_loss": 106.0}}
+    benchmark.show(table, SimpleNamespace(model="vae", device="cpu", train_size=1000, rounds=1))
+    printed = capsys.readouterr().out
+    assert "| ours | 0.50 | 0.25 | 2,000 | 0.25 | 2.00 | 100 | 99.0 |" in printed
+    assert "ours to 105.6: 3.0 s, 2 epochs, test loss 106.00, not reached" in printed
+    for loop in ("ours", "ours --amp"):
+        assert benchmark.run_flags(SimpleNamespace(model="vae", loop=loop)).amp == ("amp" in loop)
+
+
+def test_the_clock_stops_at_the_target(monkeypatch):
+    losses = iter([110.0, 105.7, 105.5, 105.0])
+    monkeypatch.setattr(benchmark, "our_vae",
+                        lambda args, **_: (lambda: None, lambda: next(losses)))
+    found = benchmark.time_to_target(SimpleNamespace(loop="ours --amp to 105.6"))
+    assert (found["epochs"], found["test_loss"]) == (3, 105.5)
 
 
 def test_matrix_products_are_the_five_large_ones(mnist_of_digits):

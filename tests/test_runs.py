@@ -17,7 +17,7 @@ from PIL import Image
 
 import cvae
 import vae
-from common import load_data, save_grid
+from common import load_data, save_grid, save_latent
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["objective", "loss", "recon", "kl"]
@@ -97,6 +97,48 @@ def test_pictures_show_the_models_in_their_names(cvae_run):
     assert np.abs(samples - as_bytes(twin.picture(z, torch.zeros(64))).astype(int)).max() <= 1
 
 
+@torch.no_grad()
+def test_pictures_of_vae_py(vae_run):
+    folder, model, _ = vae_run
+    data, z = load_data("digits"), torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    x = data.x_test[torch.linspace(0, 296, 8).long()] / 255
+    _, again = cells(folder / "reconstruction_002.png", 2, 8)
+    expected = as_bytes(model.eval().picture(model.encode(x)[0])).astype(int)
+    assert np.abs(again - expected).max() <= 1
+    samples = cells(folder / "sample_002.png", 8, 8).reshape(64, 28, 28)
+    assert np.abs(samples - as_bytes(model.picture(z)).astype(int)).max() <= 1
+
+
+@torch.no_grad()
+def test_names_and_curves_in_figures(cvae_run, monkeypatch):
+    folder, model, _ = cvae_run
+    twin = cvae.CVAE((1, 28, 28), model.args, 0)
+    data, shown = load_data("digits"), {}
+    for name in ("save_grid", "save_curves", "save_latent"):
+        monkeypatch.setattr(cvae, name, lambda path, *rest, **_: shown.update({path.name: rest}))
+    cvae.save_figures({"": model, "vae_": twin}, data, folder, 2, model.args)
+    assert shown["reconstruction_002.png"][2] == ["original", "CVAE", "VAE"]
+    assert shown["sample_002.png"][2] == data.classes
+    assert shown["curves.png"][1]["kl"] == {"CVAE train": "train_kl", "CVAE test": "test_kl",
+                                            "VAE train": "vae_train_kl", "VAE test": "vae_test_kl"}
+    means, x = shown["latent_002.png"][0], data.x_test / 255
+    torch.testing.assert_close(means["CVAE"], model.encode(x, data.y_test)[0])
+    torch.testing.assert_close(means["VAE"], twin.encode(x, data.y_test)[0])
+
+
+def test_latent_map_shows_every_code_in_the_colour_of_its_class(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+    scatter, seen = Axes.scatter, []
+    monkeypatch.setattr(Axes, "scatter", lambda axes, *points, **flags: seen.append(
+        (axes, torch.stack(points, 1), flags["c"])) or scatter(axes, *points, **flags))
+    data, mu = load_data("digits"), 9 * torch.randn(297, 2)
+    for fixed in (True, False):
+        save_latent(tmp_path / "latent.png", {"VAE": mu}, data, fixed)
+        axes, points, colours = seen[-1]
+        assert torch.equal(points, mu) and torch.equal(colours, data.y_test)
+        assert (axes.get_xlim() == (-5, 5)) == (axes.get_ylim() == (-5, 5)) == fixed
+
+
 def test_no_baseline_leaves_the_twin_out_and_the_cvae_as_it_was(cvae_run, tmp_path):
     folder = tmp_path / "alone"
     _, rows = cvae.main(no_baseline=True, out=folder, **TINY)
@@ -116,6 +158,9 @@ def test_grid_keeps_every_pixel_and_names_rows(tmp_path):
     save_grid(tmp_path / "grid.png", images, 3, ["one", "two"])
     expected = images.mul(255).round().byte().view(2, 3, 28, 28).numpy()
     assert (cells(tmp_path / "grid.png", 2, 3) == expected).all()
+    save_grid(tmp_path / "grid.png", torch.ones(2, 1, 64, 64), 1, ["first", ""])
+    page = np.array(Image.open(tmp_path / "grid.png").convert("L"))
+    assert page[:66].min() == 0 and page[66:].min() == 255   # its name stands beside its row
 
 
 def test_same_seed_same_log_and_another_seed_another(vae_run, tmp_path):
