@@ -82,9 +82,9 @@ EXPERIMENTS = [
      "GenZoo conv VAE, 100 epochs, in training mode"),
     ("conv VAE CIFAR-10 z1024 learned sigma: sse_pm1", "vae-conv-cifar10-z1024-learned-s1",
      "sse_pm1", None, HALF),
-    ("conv VAE CIFAR-10 z1024 sigma 0.3536: recon as squared error", "vae-conv-cifar10-z1024-sse",
-     "sse", None, HALF),
-    ("the same, beta from 0 to 1, epoch 19", "vae-conv-cifar10-z1024-sse-linear", "sse_19", 125,
+    ("conv VAE CIFAR-10 z1024 sigma 0.3536: recon as squared error",
+     "vae-conv-cifar10-z1024-sse-amp-s*", "sse", None, HALF),
+    ("the same, beta from 0 to 1, epoch 19", "vae-conv-cifar10-z1024-linear-amp-s*", "sse_19", 125,
      f"course work, at most this in epoch 19; {HALF}"),
     *((f"the same, {what}", f"vae-conv-cifar10-z1024-beta-{run}", "sse", None, HALF)
       for run, what in (("0.8", "beta 0.8"), ("1.2", "beta 1.2"), ("cyclical", "cyclical"))),
@@ -266,28 +266,28 @@ squared error of {vae-conv-cifar10-z1024-learned-s1:sse_pm1 .1f} per image with 
 and the whole test set.
 
 **Beta from 0 to 1.** With sigma 0.3536 the loss is the summed squared error plus the KL. Confirmed:
-with a constant beta the squared error of a sampled z ends at {vae-conv-cifar10-z1024-sse:sse .1f},
-with the linear schedule it is {vae-conv-cifar10-z1024-sse-linear:sse_19 .1f} in epoch 19, where
-beta is 0.947, and {vae-conv-cifar10-z1024-sse-linear:sse .1f} at the end, where it is 1: the
-schedule pays even at the same beta, by {schedule_gain:.1f} nats of the negative ELBO. It leaves
-{vae-conv-cifar10-z1024-sse-linear:active .0f} units active of the
-{vae-conv-cifar10-z1024-sse:active .0f} that the constant beta spreads its
-{vae-conv-cifar10-z1024-sse:test_kl .0f} nats over. The cyclical schedule, four times from 0 to 1,
-ends at {vae-conv-cifar10-z1024-beta-cyclical:sse .1f} with
+with a constant beta the squared error of a sampled z ends at
+{vae-conv-cifar10-z1024-sse-amp-s*:sse .1f}, with the linear schedule it is
+{vae-conv-cifar10-z1024-linear-amp-s*:sse_19 .1f} in epoch 19, where beta is 0.947, and
+{vae-conv-cifar10-z1024-linear-amp-s*:sse .1f} at the end, where it is 1: the schedule pays even at
+the same beta, by {schedule_gain:.1f} nats of the negative ELBO. It leaves
+{vae-conv-cifar10-z1024-linear-amp-s*:active .0f} units active of the
+{vae-conv-cifar10-z1024-sse-amp-s*:active .0f} that the constant beta spreads its
+{vae-conv-cifar10-z1024-sse-amp-s*:test_kl .0f} nats over. The cyclical schedule, four times from 0
+to 1, ends at {vae-conv-cifar10-z1024-beta-cyclical:sse .1f} with
 {vae-conv-cifar10-z1024-beta-cyclical:active .0f} units active and a negative ELBO of
 {vae-conv-cifar10-z1024-beta-cyclical:test_loss .1f} nats to
-{vae-conv-cifar10-z1024-sse:test_loss .1f} of the constant beta and
-{vae-conv-cifar10-z1024-sse-linear:test_loss .1f} of the linear schedule.
+{vae-conv-cifar10-z1024-sse-amp-s*:test_loss .1f} of the constant beta and
+{vae-conv-cifar10-z1024-linear-amp-s*:test_loss .1f} of the linear schedule.
 
-**Beta 0.8, 1 and 1.2.** The runs of 0.8 and 1.2 had --amp, as the cyclical one, the run of 1 had
-not. The squared error is {vae-conv-cifar10-z1024-beta-0?8:sse .1f},
-{vae-conv-cifar10-z1024-sse:sse .1f} and {vae-conv-cifar10-z1024-beta-1?2:sse .1f}, the KL
-{vae-conv-cifar10-z1024-beta-0?8:test_kl .1f}, {vae-conv-cifar10-z1024-sse:test_kl .1f} and
+**Beta 0.8, 1 and 1.2.** The squared error is {vae-conv-cifar10-z1024-beta-0?8:sse .1f},
+{vae-conv-cifar10-z1024-sse-amp-s*:sse .1f} and {vae-conv-cifar10-z1024-beta-1?2:sse .1f}, the KL
+{vae-conv-cifar10-z1024-beta-0?8:test_kl .1f}, {vae-conv-cifar10-z1024-sse-amp-s*:test_kl .1f} and
 {vae-conv-cifar10-z1024-beta-1?2:test_kl .1f} nats, as it should be. But the loss at beta = 1 is
 lowest where beta was 0.8, at {vae-conv-cifar10-z1024-beta-0?8:test_loss .1f}
-({vae-conv-cifar10-z1024-sse:test_loss .1f} and {vae-conv-cifar10-z1024-beta-1?2:test_loss .1f}): a
-KL that is dear from the start seems to cost something that 20 epochs do not win back, as the
-schedules, too, suggest.
+({vae-conv-cifar10-z1024-sse-amp-s*:test_loss .1f} and
+{vae-conv-cifar10-z1024-beta-1?2:test_loss .1f}): a KL that is dear from the start seems to cost
+something that 20 epochs do not win back, as the schedules, too, suggest.
 
 **Autoencoders and PCA.** With 16 codes the autoencoder's squared error is
 {ae-conv-cifar10-z16*:sse_pm1 .1f} to PCA's {pca-cifar10:sse_pm1_16 .1f}, with 128
@@ -548,7 +548,7 @@ def findings():
     small_batch = "vae-conv-mnist-dynamic-z50-batch-64"
     wide = "vae-conv-mnist-dynamic-z50-hidden48"
     fashion = read_run(RUNS / "vae-fashionmnist-z10-epochs50")[2][-1]
-    sse = "vae-conv-cifar10-z1024-sse"
+    sse = "vae-conv-cifar10-z1024-sse-amp-s*"
     small = "heldout-mlp-500-2e-3"
     conv_runs = read_seeds("vae-conv-mnist-z20-full", "test_kl")   # by epoch, then by seed:
     conv_kl = [*zip(*([row["test_kl"] for row in rows] for _, _, rows in conv_runs), strict=True)]
@@ -581,7 +581,7 @@ def findings():
                     "conv_overfit": last(long, "test_loss") - last(long, "train_loss"),
                     "tenth": last("ae-conv-cifar10-z16*", "sse_pm1") / 10,
                     "colour_layer": gap("heldout-vae50-layers1", "heldout-vae50-layers0"),
-                    "schedule_gain": gap(sse, f"{sse}-linear"),
+                    "schedule_gain": gap(sse, "vae-conv-cifar10-z1024-linear-amp-s*"),
                     "robust": last("cvae-mnist-z2-20-epochs", "classifier_accuracy_10000"),
                     "cvae_miss": found["cvae"] - 130.3 - 0.5,
                     "gain": found["vae"] - found["cvae"],
