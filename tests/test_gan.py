@@ -357,15 +357,18 @@ def test_average_draws_everything_and_the_best_is_kept(tmp_path, monkeypatch):
     assert kept == {"checkpoint_008.pt", "checkpoint_016.pt"}   # every second measurement
 
 
-def test_samples_of_a_conditional_gan_have_a_class_a_row_and_a_style_a_column(
-        tmp_path, monkeypatch):
+def test_figures_have_a_class_a_row_a_style_a_column_and_curves_by_name(tmp_path, monkeypatch):
     generator, *_ = pair(classes=10)
-    asked, picture = [], generator.picture
+    asked, picture, panels = [], generator.picture, {}
     monkeypatch.setattr(generator, "picture", lambda z, y: asked.append((z, y)) or picture(z, y))
-    monkeypatch.setattr(gan, "save_curves", lambda *_: None)
+    monkeypatch.setattr(gan, "save_curves", lambda path, rows, lines, unit: panels.update(lines))
     monkeypatch.setattr(gan, "read_log", lambda _: [])
-    gan.save_figures(generator, load_data("digits"), tmp_path, 1, args("--conditional"))
-    z, y = asked[0]
+    flags = args("--conditional", "--span=2.5")
+    gan.save_figures(generator, load_data("digits"), tmp_path, 1, flags)
+    (z, y), (plane, _) = asked
+    assert plane[:, :2].min() == -2.5 and plane[:, :2].max() == 2.5
+    assert panels["output of the discriminator"] == {"fake images": "d_fake",
+                                                     "real images": "d_real"}
     assert y.view(10, 8).tolist() == [[digit] * 8 for digit in range(10)]
     assert all(torch.equal(row, z[:8]) for row in z.split(8)) and not torch.equal(z[0], z[1])
 

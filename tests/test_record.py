@@ -1,4 +1,5 @@
 """The record is what the logs say, and the benchmark compares loops that learn the same."""
+import json
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,25 @@ def test_columns_of_the_speed_table(capsys):
     assert "ours to 105.6: 3.0 s, 2 epochs, test loss 106.00, not reached" in printed
     for loop in ("ours", "ours --amp"):
         assert benchmark.run_flags(SimpleNamespace(model="vae", loop=loop)).amp == ("amp" in loop)
+
+
+def test_rounds_take_turns_and_their_medians_count(mnist_of_digits, monkeypatch, capsys):
+    asked, loops = [], benchmark.LOOPS["gan"]
+
+    def run(command, **_):
+        asked.append(command[2].removeprefix("--loop="))
+        seconds = (1, 9, 2)[(len(asked) - 1) // len(loops)]
+        found = {"train": seconds, "test": 0, "MB": 1, "train_loss": 0, "test_loss": 0}
+        return SimpleNamespace(returncode=0, stdout=json.dumps(found), stderr="")
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    flags = {"model": "gan", "train_size": 128, "data": mnist_of_digits, "device": "cpu"}
+    table = benchmark.main(rounds=3, **flags)
+    assert asked == 3 * [*loops] and all(found["train"] == 2 for found in table.values())
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: SimpleNamespace(
+        returncode=1, stderr="out of memory"))
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(rounds=1, **flags)
+    assert stop.value.code == 1 and "usual: out of memory" in capsys.readouterr().err
 
 
 def test_the_clock_stops_at_the_target(monkeypatch):
