@@ -49,7 +49,8 @@ def test_twin_and_sigma_are_measured_too(tmp_path):
     cvae.main(out=tmp_path / "run", likelihood="gaussian", **TINY)
     file = tmp_path / "run" / "checkpoint_002.pt"
     found = evaluate.main([str(file)], nll_samples=2, **QUICK | {"metrics": "elbo,mse,nll"})
-    assert found["vae_mse"] != found["mse"] and "vae_nll_is2" in found   # of grey pixels, too
+    assert found["vae_mse"] != found["mse"] and 0 < found["sigma"] != found["vae_sigma"]
+    assert "vae_nll_is2" in found   # of grey pixels, too
     for prefix, model in evaluate.rebuild(load_checkpoint(file))[0].items():
         sigma = model.decode(torch.zeros(1, 2), torch.zeros(1))[1].exp().item()
         assert found[f"{prefix}sigma"] == pytest.approx(sigma)
@@ -75,6 +76,7 @@ def test_everything_of_a_cvae_and_its_twin(cvae_run, out, capsys):
     mean = sum(found["class_accuracy_1000_each"]) / 10
     assert found["class_accuracy_1000"] == pytest.approx(mean)
     assert sum(found["vae_class_counts_1000"]) == 1000
+    assert 0 <= found["vae_class_entropy_1000"] <= math.log(10)
     shares = [count / 1000 for count in found["vae_class_counts_1000"] if count]
     entropy = -sum(share * math.log(share) for share in shares)   # in nats
     assert found["vae_class_entropy_1000"] == pytest.approx(entropy, abs=1e-5)
@@ -89,6 +91,7 @@ def test_everything_of_a_cvae_and_its_twin(cvae_run, out, capsys):
     assert found["grey_pixel_given_y_is10"] < found["test_loss"]
     gain = found["grey_pixel_marginal_is10_297"] - found["grey_pixel_given_y_is10_297"]
     assert gain < -math.log(146 / 1500)   # -log p(y) of the rarest class
+    assert 0 <= found["free_classifier_is10_297"] <= 1
     again = evaluate.main([checkpoint], **flags)
     assert again == found
     other = evaluate.main([checkpoint], seed=2, **flags | {"metrics": "fid"})
@@ -198,9 +201,10 @@ def test_a_flag_of_figures_changes_no_number(tmp_path, out):
 
 @pytest.mark.parametrize("few", ["train", "test"])
 def test_three_images_are_too_few_for_distances(few, tmp_path, out, npz, capsys):
-    x, y = np.zeros((3, 8, 8), np.uint8), np.arange(3) % 2
-    data = npz(**{f"x_{few}": x, f"y_{few}": y, "y_test": y if few == "test" else np.arange(7) % 2})
-    vae.main(out=tmp_path / "run", **TINY | {"dataset": data})
+    three = {"x_train": np.zeros((3, 8, 8), np.uint8), "y_train": np.arange(3),
+             "y_test": np.arange(7) % 3}
+    flags = {"dataset": npz(), "test_size": 3} if few == "test" else {"dataset": npz(**three)}
+    vae.main(out=tmp_path / "run", **TINY | flags)
     found = evaluate.main([str(tmp_path / "run")], out=out)
     assert "fid left out: it takes four images to train and to test" in capsys.readouterr().out
     assert "test_loss" in found and not any("fid" in name for name in found)

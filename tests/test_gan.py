@@ -305,6 +305,8 @@ def test_run_folder(gan_run):
         [pytest.approx(row["fid"], rel=1e-4) for row in rows]
     assert all(0 < line["fid_classifier_297_floor"] < 5 < line["fid_classifier_297"]
                and sum(line["class_counts_1000"]) == 1000 for line in lines)
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["epoch"] == min(rows, key=lambda row: row["fid"])["iteration"]
     with torch.no_grad():   # what is returned is the average that the checkpoint holds
         stored = torch.load(folder / "checkpoint.pt", weights_only=True)["ema"]
     assert all(torch.equal(stored[name], part) for name, part in model.state_dict().items())
