@@ -226,14 +226,14 @@ def compare(runs, out):
     silent = {"quiet", "data", "save-every"}   # they change no number
     names = sorted({name for flags in flags_of.values() for name in flags} - silent)
     differ = [name for name in names if len({flags.get(name) for flags in flags_of.values()}) > 1]
+    chosen = {run: {name: flags_of[run].get(name, "-") for name in differ} for run in runs}
     columns = ["test_loss", "test_recon", "test_kl", "active"]
     print(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
     for run in runs:
         last, seconds = logs[run][-1], sum(row["seconds"] for row in logs[run])
         numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
-        values = [flags_of[run].get(name, "-") for name in differ]
-        cells = [Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"]
-        print(" | ".join(cells))
+        cells = [Path(run).name, *chosen[run].values(), f"{last['epoch']:.0f}", *numbers]
+        print(" | ".join([*cells, f"{seconds:.0f}"]))
 
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -242,8 +242,8 @@ def compare(runs, out):
     for axes in panels:
         axes.set_prop_cycle(color=colormaps["tab10" if len(runs) <= 10 else "tab20"].colors)
     for run, rows in logs.items():
-        values = [f"{flag} {flags_of[run].get(flag, '-')}" for flag in differ]
-        name = ", ".join(values) or Path(run).name
+        name = ", ".join(f"{flag} {value}" for flag, value in chosen[run].items())
+        name = name or Path(run).name
         for axes, term in zip(panels, ("test_loss", "test_recon", "test_kl"), strict=False):
             axes.plot([row["epoch"] for row in rows], [row[term] for row in rows], label=name)
             axes.set(title=term, xlabel="epoch", ylabel="nats per image")

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch reads it: two tes
 
 import numpy as np
 import pytest
+import torch
 
 import cvae
 import vae
@@ -38,6 +39,17 @@ def real():
             pytest.skip(f"no {name} in {folder}; MINIGEN_DATA names another folder")
         return folder
     return folder_with
+
+
+@pytest.fixture
+def scatters(monkeypatch):
+    """What matplotlib is asked to scatter: (axes, points (N, 2), colours) each time."""
+    from matplotlib.axes import Axes
+    scatter, seen = Axes.scatter, []
+    monkeypatch.setattr(Axes, "scatter", lambda axes, *points, **flags: seen.append(
+        (axes, torch.stack([torch.as_tensor(part) for part in points], 1), flags["c"]))
+        or scatter(axes, *points, **flags))
+    return seen
 
 
 @pytest.fixture
