@@ -30,11 +30,30 @@ from pathlib import Path
 import torch
 
 import cvae
-from common import batches, check, load_checkpoint, load_data, make_parser, number, parse_flags
-from common import pick_device, read_log
+from common import (
+    batches,
+    check,
+    load_checkpoint,
+    load_data,
+    make_parser,
+    number,
+    parse_flags,
+    pick_device,
+    read_log,
+)
 from generate import check_data, rebuild
-from metrics import classifier, classifies, extractor, frechet, kernel, log_likelihoods
-from metrics import nll_is, pick, precision_recall, subset
+from metrics import (
+    classifier,
+    classifies,
+    extractor,
+    frechet,
+    kernel,
+    log_likelihoods,
+    nll_is,
+    pick,
+    precision_recall,
+    subset,
+)
 
 GROUPS = ("elbo", "mse", "class", "fid", "kid", "pr", "nll")
 

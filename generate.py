@@ -22,8 +22,19 @@ from torch.nn import functional as F
 
 import cvae
 import gan
-from common import batches, check, load_checkpoint, load_data, make_parser, number, parse_flags
-from common import pick_device, read_log, save_grid, save_latent
+from common import (
+    batches,
+    check,
+    load_checkpoint,
+    load_data,
+    make_parser,
+    number,
+    parse_flags,
+    pick_device,
+    read_log,
+    save_grid,
+    save_latent,
+)
 
 
 def flags():

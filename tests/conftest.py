@@ -1,4 +1,4 @@
-"""What several tests share: tiny real runs on the built-in digits."""
+"""What several tests share: tiny real runs on the built-in digits, and how a refusal looks."""
 import os
 from pathlib import Path
 
@@ -6,11 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch reads it: two tes
 
 import numpy as np
 import pytest
-import torch
 
 import cvae
 import vae
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {"dataset": "digits", "hidden": 32, "latent": 2, "epochs": 2, "quiet": True, "device": "cpu"}
 
 
@@ -18,49 +18,57 @@ TINY = {"dataset": "digits", "hidden": 32, "latent": 2, "epochs": 2, "quiet": Tr
 def vae_run(tmp_path_factory):
     """(run folder, model, log) of a tiny vae.py run."""
     folder = tmp_path_factory.mktemp("vae") / "run"
-    return folder, *vae.main(out=folder, **TINY)
+    model, log = vae.main(out=folder, **TINY)
+    return folder, model, log
 
 
 @pytest.fixture(scope="session")
 def cvae_run(tmp_path_factory):
     """(run folder, CVAE, log) of a tiny cvae.py run with its twin."""
     folder = tmp_path_factory.mktemp("cvae") / "run"
-    return folder, *cvae.main(out=folder, **TINY)
+    model, log = cvae.main(out=folder, **TINY)
+    return folder, model, log
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function that runs a script's main, expects it to be refused, and returns the one line:
+    exit status 2, nothing on stdout, no traceback."""
+    def refusal(script, argv=(), **flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            script.main(argv, **flags)
+        printed = capsys.readouterr()
+        assert stop.value.code == 2
+        assert printed.out == "" and printed.err.count("\n") == 1
+        return printed.err
+    return refusal
 
 
 @pytest.fixture
 def real():
     """A function of a data set's name: the folder of real data that has it, or the test is skipped.
-    A named data set needs its files, for a download that failed leaves an empty folder."""
+    MINIGEN_DATA names the folder."""
     def folder_with(name):
         folder = Path(os.environ.get("MINIGEN_DATA", "data"))
         file = folder / name
-        if not (file / "raw/train-images-idx3-ubyte" if name.endswith("MNIST") else file).exists():
+        if name.endswith("MNIST"):   # a download that failed leaves an empty folder
+            file = file / "raw" / "train-images-idx3-ubyte"
+        if not file.exists():
             pytest.skip(f"no {name} in {folder}; MINIGEN_DATA names another folder")
         return folder
     return folder_with
 
 
 @pytest.fixture
-def scatters(monkeypatch):
-    """What matplotlib is asked to scatter: (axes, points (N, 2), colours) each time."""
-    from matplotlib.axes import Axes
-    scatter, seen = Axes.scatter, []
-    monkeypatch.setattr(Axes, "scatter", lambda axes, *points, **flags: seen.append(
-        (axes, torch.stack([torch.as_tensor(part) for part in points], 1), flags["c"]))
-        or scatter(axes, *points, **flags))
-    return seen
-
-
-@pytest.fixture
 def npz(tmp_path):
     """Writes an .npz with the Keras keys; keywords replace arrays, or drop them if None."""
     def write(**replaced):
-        rng = np.random.default_rng(0)
-        x = rng.integers(0, 256, (27, 8, 8), np.uint8)
+        x = np.random.default_rng(0).integers(0, 256, (27, 8, 8), np.uint8)
         arrays = {"x_train": x[:20], "y_train": np.arange(20) % 4,
                   "x_test": x[20:], "y_test": np.arange(7) % 4}
-        arrays = {k: v for k, v in (arrays | replaced).items() if v is not None}
-        np.savez(tmp_path / "own.npz", **arrays)
+        arrays |= replaced
+        kept = {name: array for name, array in arrays.items() if array is not None}
+        np.savez(tmp_path / "own.npz", **kept)
         return tmp_path / "own.npz"
     return write
