@@ -5,6 +5,7 @@ Throughout: an image is a float in [0, 1], (B, C, H, W); a loss is in nats per i
 import contextlib
 import functools
 import importlib
+import math
 import os
 import socket
 import sys
@@ -290,12 +291,24 @@ def binarize(data, args):
 
 # -------------------------------------------------------------------------------------- losses
 
+SIGMA_MIN = 1 / 256   # a grey level; without a bound a black border would be infinitely likely
+
+
 def gaussian_kl(mu, logvar):
     """KL(N(mu, diag(exp(logvar))) || N(0, I)) in nats per image: (B, d), (B, d) -> (B,).
 
     Never negative; zero at mu = logvar = 0. Kingma & Welling 2014 (arXiv 1312.6114), appendix B.
     """
     return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
+
+
+def bounded_sigma(log_sigma):
+    """exp(log_sigma), softly bounded from below by SIGMA_MIN, for learning it safely.
+
+    Rybkin et al. 2021 (arXiv 2006.13202), section 3.
+    """
+    low = math.log(SIGMA_MIN)
+    return torch.exp(low + F.softplus(log_sigma - low))
 
 
 def check_images(p, x):

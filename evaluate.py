@@ -1,25 +1,28 @@
-"""Numbers from finished runs: of one run, what its log does not hold; of several, how they compare.
+"""Numbers from finished runs: of one, what its log does not hold; of several, how they compare.
 
     python evaluate.py results/vae-MNIST                        # all but nll, in a minute or two
     python evaluate.py results/vae-MNIST --metrics nll          # an MLP: two minutes, two cores
     python evaluate.py results/vae-MNIST results/vae-MNIST-2    # a table and compare.png
 
-Groups of numbers, and what their names say; in a run of cvae.py the twin's follow after `vae_`:
+The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
 
-    elbo     test_loss = test_recon + test_kl, the negative ELBO, and active latent units
+    elbo     test_loss = test_recon + test_kl, the negative ELBO, and active latent units: what the
+             script's own evaluate() says. Where its loss is not the ELBO, a line says so
     mse      mean squared error of reconstructions, PSNR, and sigma where it is one number
     class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
-             images, too, takes for the class asked for; where none can be asked for, its counts and
-             their entropy; reconstruction_accuracy_N: the share of N that keep their class; each:
-             the same by class
-    fid kid  distance of N samples to N test images in the features that stand in the name; _floor:
-    pr       of N training images; precision and recall with their _ceiling likewise
-    nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500, and on
-             the same 1,000 images that, the marginal, which is at most -log p(y) higher, and how
-             often argmax p(y|x), its classifier for free, is right. On grey pixels grey_pixel_...,
-             which is the likelihood of nothing
+             images, too, takes for the class asked for; of a model without labels the counts of
+             each class and their entropy. reconstruction_accuracy_N: the share of N test images
+             that keep their class. _each: the same by class
+    fid kid  distance of N samples to N test images in the features named; _floor: of N training
+             images, all there is to reach
+    pr       precision and recall of N samples; _ceiling: of N training images (samples that are
+             all blurred can be more precise)
+    nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500 and, on
+             1,000 images, that again, the marginal, which is at most -log p(y) higher, and how
+             often argmax p(y|x), its classifier for free, is right. With Bernoulli pixels that are
+             grey the name is grey_pixel_..., since that is the likelihood of nothing
 
-Distances and classes are those of the pictures as stored, even if the model saw them binarised.
+Distances and classes are those of the images as stored, even if the model saw them binarised.
 """
 import argparse
 import json
@@ -28,278 +31,510 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributions import Categorical, Distribution
 
-import cvae
+import metrics
 from common import (
     batches,
-    check,
-    load_checkpoint,
+    binarize,
+    draw_eps,
+    fail,
+    fixed_images,
+    gaussian_kl,
+    has_package,
     load_data,
-    make_parser,
-    number,
-    parse_flags,
-    pick_device,
-    read_log,
 )
-from generate import check_data, rebuild
-from metrics import (
-    classifier,
-    classifies,
-    extractor,
-    frechet,
-    kernel,
-    log_likelihoods,
-    nll_is,
-    pick,
-    precision_recall,
-    subset,
-)
+from run import RETIRED, Parser, load_models, number, parse, pick_device, read_log, write_whole
 
 GROUPS = ("elbo", "mse", "class", "fid", "kid", "pr", "nll")
+DISTANCES = ("fid", "kid", "pr")
 
 
 def flags():
-    parser = make_parser("evaluate", "Measure one run, or compare several.")
+    parser = Parser(__file__, __doc__, usage="RUN [RUN ...] [flags]")
     add = parser.add_argument
-    add("runs", nargs="+", help="run folders; a single one may be a checkpoint")
-    add("--metrics", type=groups, default=",".join(GROUPS[:-1]),
-        help=f"all, or some of {','.join(GROUPS)}; nll takes minutes, and hours of a conv on a CPU")
-    add("--nll-samples", type=number(int, 1), default=500, help="importance samples an image")
-    add("--fid-features", default="classifier",
+    add("runs", nargs="+", metavar="RUN", help="run folders; a single one may be a checkpoint")
+    add("--metrics", type=groups, default=",".join(GROUPS[:-1]), metavar="GROUPS",
+        help=f"all, or some of {','.join(GROUPS)}; nll takes minutes, or hours of a conv on a CPU")
+    add("--nll-samples", type=number(int, 1), default=500, metavar="K",
+        help="importance samples per image")
+    add("--fid-features", default="classifier", metavar="NAME|FILE",
         help="classifier (of the data set), inception (one download), or a file of its weights")
-    add("--data", help="folder of the named data sets (default: the run's)")
-    add("--device", default="auto", help="as in vae.py")
-    add("--seed", type=number(int, 0), default=1, help="seed of samples and noise")
-    add("--out", default="results", help="folder for compare.png and, in cache/, for classifiers")
+    add("--data", metavar="DIR", help="folder of the named data sets (default: the run's)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
+    add("--seed", type=number(int, 0), default=1, metavar="N", help="of samples and noise")
+    add("--out", default="results", metavar="DIR",
+        help="folder for compare.png and, in cache/, for classifiers")
     return parser
 
 
 def groups(text):
-    """The argparse type of --metrics: a set of GROUPS."""
-    names = set(GROUPS if text == "all" else text.split(","))
-    if not names <= set(GROUPS):
-        raise argparse.ArgumentTypeError(f"must be all, or some of {','.join(GROUPS)}")
-    return names
+    """The argparse type of --metrics: a list of GROUPS, in their order."""
+    names = list(GROUPS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in GROUPS:
+            raise argparse.ArgumentTypeError(f"must be all, or some of {','.join(GROUPS)}")
+    return [group for group in GROUPS if group in names]
 
+
+# --------------------------------------------------------------------------------- of one run
 
 @torch.no_grad()
-def measure(checkpoint, args):
-    """{name: number} of a checkpoint. The test images are the run's; of the training images, for
-    which the classifier and the floors are, all there are."""
-    models, run = rebuild(checkpoint)
-    run.show = "mean"   # the flag is one of figures; the models look it up here
-    data = load_data(run.dataset, args.data or run.data, pick_device(args.device), run.image_size,
-                     test_size=run.test_size)
-    check_data(data, checkpoint["data"])
-    is_gan = checkpoint["script"] == "gan"
-    seen, wanted, found = data if is_gan else cvae.binarize(data, run), set(args.metrics), {}
-    for group, reason in impossible(is_gan, data, run).items():
-        if group in wanted:
-            print(f"{group} left out: {reason}")
-            wanted.remove(group)
+def measure(checkpoint, module, models, args):
+    """{name: number} of what load_models returned.
+
+    The test images are those of the run. For the classifier and the floors all training images
+    count, even if the run saw a subset.
+    """
+    first = models[""]     # its twin is of the same kind
+    data = load_data_of_run(checkpoint, args)
+    seen = data            # as the models saw it
+    if hasattr(first.args, "binarize"):
+        seen = binarize(data, first.args)
+    reasons = impossible_groups(module, first, data)
+    wanted = possible_groups(args.metrics, reasons)
+    wanted_distances = [group for group in DISTANCES if group in wanted]
+    can_reconstruct = "mse" not in reasons
+    if can_reconstruct:
+        note_other_loss(module, first, seen)
+
+    found = {}
     if "class" in wanted:
-        judge = classifier(data, Path(args.out, "cache"), robust=True)
-        found[f"classifier_accuracy_{len(data.x_test)}"] = judge.accuracy
-    if wanted & {"fid", "kid", "pr"}:
-        name, features = extractor(data, args.fid_features, args.data or run.data,
-                                   Path(args.out, "cache"))
-        n = min(10_000, len(data.x_test))
-        protocol, labels = f"{name}_{n}", subset(data.y_test, n)
-        real, train = (embed(features, pick(x, n)) for x in (data.x_test, data.x_train))
-        found |= distances(wanted, real, train, protocol, "_floor", "_ceiling")
-    for prefix, model in models.items():
-        model.to(data.x_test.device)
+        recogniser = metrics.classifier(data, Path(args.out, "cache"), robust=True)
+        found[f"classifier_accuracy_{len(data.x_test)}"] = recogniser.accuracy
+    if wanted_distances:
+        meter = DistanceMeter(wanted_distances, data, args)
+        found |= meter.bounds()
+
+    for prefix, trained in models.items():
         row = {}
         if "elbo" in wanted:
-            row |= cvae.evaluate("", model, seen, checkpoint["epoch"], run)
-            if run.beta == 0:   # an autoencoder has no KL
-                del row["test_kl"]
+            row |= elbo(module, trained, seen, checkpoint["epoch"])
         if "mse" in wanted:
-            row |= errors(model, seen, run)
-        if "class" in wanted:
-            row |= {} if is_gan else recognised_reconstructions(judge, model, seen)
-            row |= recognised_samples(judge, model, data, run, args) if is_gan or run.beta else {}
-        if wanted & {"fid", "kid", "pr"}:
-            fake = embed(features, draw(model, labels, run, args))
-            row |= distances(wanted, real, fake, protocol)
+            row |= errors(trained, seen)
+        if "class" in wanted and can_reconstruct:
+            row |= recognised_reconstructions(recogniser, trained, seen)
+        if "class" in wanted and not trained.is_autoencoder:
+            row |= recognised_samples(recogniser, trained, data, args.seed)
+        if wanted_distances:
+            row |= meter.distances(draw(trained, meter.labels, args.seed))
         if "nll" in wanted:
-            row |= likelihoods(model, seen, run, args)
-        found |= {prefix + name: value for name, value in row.items()}
+            row |= likelihoods(trained, seen, args)
+        for name, value in row.items():
+            found[prefix + name] = value
     return found
 
 
-def impossible(is_gan, data, run):
+def load_data_of_run(checkpoint, args):
+    """The data set of a run; ends the program unless it still has that shape and those classes."""
+    run_args, card = checkpoint["args"], checkpoint["data"]
+    if args.data is None:
+        args.data = run_args["data"]
+    data = load_data(run_args["dataset"], args.data, pick_device(args.device),
+                     run_args["image_size"], test_size=run_args["test_size"])
+    if list(data.x_test.shape[1:]) != card["shape"] or data.classes != card["classes"]:
+        fail(f"--dataset {run_args['dataset']} no longer matches the checkpoint's shape and "
+             "classes; restore the data")
+    return data
+
+
+def impossible_groups(module, trained, data):
     """{group of numbers: why this model or its data do not have it}."""
     reasons = {}
+    if not hasattr(module, "evaluate"):
+        reasons["elbo"] = f"{script_file(module)} has no function evaluate"
+    if trained.is_autoencoder:
+        reasons |= dict.fromkeys(
+            (*DISTANCES, "nll"), "an autoencoder has no prior to sample from and no likelihood")
+    no_code = encoder_fault(trained, data)
+    if no_code is not None:
+        reasons |= dict.fromkeys(("mse", "nll"), no_code)
+    no_image = decoder_fault(trained, data, no_code)
+    if no_image is not None:
+        reasons |= dict.fromkeys(("mse", "class", *DISTANCES, "nll"), no_image)
     if min(len(data.x_train), len(data.x_test)) < 4:
-        reasons |= dict.fromkeys(("fid", "kid", "pr"), "it takes four images to train and to test")
-    if is_gan:
-        reasons |= dict.fromkeys(("elbo", "mse", "nll"), "a GAN has no encoder and no likelihood")
-    elif run.beta == 0:
-        reasons |= dict.fromkeys(("fid", "kid", "pr", "nll"),
-                                 "an autoencoder has no prior to sample from and no likelihood")
-    if not classifies(data):
-        reasons["class"] = "it takes labels, and 100 training images of each"
+        reasons |= dict.fromkeys(DISTANCES, "it takes four images to train and to test")
+    if not metrics.can_train_classifier(data):
+        reasons["class"] = "it takes labels, and 100 training images per class"
     return reasons
 
 
-def draw(model, labels, run, args):
-    """Batches of samples with labels y (N,), which count if the model is conditional."""
-    noise = torch.Generator().manual_seed(args.seed)
-    for y in labels.split(1000):
-        z = torch.randn(len(y), run.latent, generator=noise)
-        yield model.picture(z.to(y.device), y)
+def script_file(module):
+    """my_vae.py, say."""
+    return Path(module.__file__).name
 
 
-def embed(features, pictures):
-    """Batches of pictures -> their features (N, d)."""
-    return torch.cat([features(x) for x in pictures])
+def encoder_fault(trained, data):
+    """Why images cannot be encoded; None if they can."""
+    if not trained.has_encoder:
+        return f"{trained.name} has no method encode"
+    x, y = fixed_images(data, 1)
+    posterior = trained.encode(x, y)
+    if not isinstance(posterior, tuple) or len(posterior) != 2:
+        return f"{trained.name}.encode does not return mu and logvar"
+    return None
 
 
-def distances(wanted, real, fake, protocol, floor="", ceiling=""):
-    """Of FID, KID, precision and recall those that are wanted."""
-    row = {f"{group}_{protocol}{floor}": distance(real, fake) for group, distance in
-           (("fid", frechet), ("kid", kernel)) if group in wanted}
-    if "pr" in wanted:
-        names = (f"{name}_{protocol}{ceiling}" for name in ("precision", "recall"))
-        row |= dict(zip(names, precision_recall(real, fake), strict=True))
+def decoder_fault(trained, data, no_code):
+    """Why there are no images of the model; None if there are."""
+    if not trained.has_likelihood:
+        is_generator = hasattr(trained.model, "picture")
+        return None if is_generator else f"{trained.name} has no method decode"
+    if no_code is None:
+        x, y = fixed_images(data, 1)
+        mu, _ = trained.encode(x, y)
+        if not isinstance(trained.decode(mu, y), Distribution):
+            return f"{trained.name}.decode does not return a torch distribution"
+    return None
+
+
+def possible_groups(wanted, reasons):
+    """The wanted groups that can be had; a line for each of the others."""
+    purposes = {"fid": "the Frechet distance", "kid": "the kernel distance"}   # of torchmetrics
+    possible = []
+    for group in wanted:
+        if group in reasons:
+            print(f"{group} left out: {reasons[group]}")
+        elif group not in purposes or has_package("torchmetrics", purposes[group]):
+            possible.append(group)
+    return possible
+
+
+# ---------------------------------------------------------------------------------------- ELBO
+
+def elbo(module, trained, data, epoch):
+    """The test columns of the log, by the script's own evaluate(): a copy with another loss is
+    measured as what it is."""
+    row = module.evaluate(trained.model, data, epoch, trained.args)
+    if trained.is_autoencoder:   # it has no KL
+        row.pop("test_kl", None)
     return row
 
 
-def errors(model, data, run):
-    """Errors of p(x|z)'s mean at z = mu. MSE is per pixel on [0, 1]; PSNR = -10 log10 MSE; sse_pm1
-    is the squared error summed over an image with pixels in [-1, 1]."""
+def note_other_loss(module, trained, data):
+    """Print a line if the loss of the script is not the ELBO: recon + KL(q || N(0, I))."""
+    x, y = fixed_images(data, 8)
+    eps = draw_eps(x, trained.args, torch.Generator(x.device).manual_seed(0))
+    mu, logvar = trained.encode(x, y)
+    p = trained.decode(mu + torch.exp(0.5 * logvar) * eps, y)
+    recon = -p.log_prob(x)
+    kl = gaussian_kl(mu, logvar)
+    if trained.is_autoencoder:
+        kl = torch.zeros_like(kl)
+
+    script = script_file(module)
+    try:
+        own_recon, own_kl = own_loss_terms(module, trained, x, y, eps)
+        same_recon, same_kl = is_close(own_recon, recon), is_close(own_kl, kl)
+    except (AttributeError, TypeError, ValueError):   # a script may do without that function
+        print(f"note: {script} has no loss_terms as vae.py has; whether test_loss is the negative "
+              "ELBO was not checked")
+        return
+    if same_recon and same_kl:
+        return
+    note = f"note: the loss of {script} is not recon + KL to N(0, I); test_loss is its own"
+    if not same_kl and trained.prior() is None:
+        note += "; samples and nll assume z ~ N(0, I), since the model has no method prior()"
+    print(note)
+
+
+def own_loss_terms(module, trained, x, y, eps):
+    """Reconstruction and KL of the script itself, (B,) each."""
+    if hasattr(trained.model, "classes"):
+        recon, kl, _ = module.loss_terms(trained.model, x, y, eps)
+    else:
+        recon, kl, _ = module.loss_terms(trained.model, x, eps)
+    return recon, kl
+
+
+def is_close(a, b):
+    """Whether two losses agree but for rounding."""
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------- reconstructions
+
+def errors(trained, data):
+    """Errors of the mean of p(x|z) at z = mu.
+
+    mse: per pixel on [0, 1]; psnr = -10 log10 mse; sse_pm1: the squared error summed over an image
+    with pixels in [-1, 1]; sigma: the standard deviation of p(x|z), where one number is learned.
+    """
     squares = torch.zeros((), dtype=torch.float64)
     for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        logits, log_sigma = model.decode(model.encode(x, y)[0], y)
-        squares += (torch.sigmoid(logits) - x).square().sum().cpu()
+        mu, _ = trained.encode(x, y)
+        squares += (trained.images(mu, y) - x).square().sum().cpu()
     mse = squares.item() / data.x_test.numel()
-    psnr = -10 * math.log10(mse) if mse else math.inf
+    psnr = math.inf if mse == 0 else -10 * math.log10(mse)
     row = {"mse": mse, "psnr": psnr, "sse_pm1": 4 * mse * x[0].numel()}
-    return row | ({"sigma": math.exp(log_sigma)} if hasattr(model, "log_sigma") else {})
+    log_sigma = getattr(trained.model, "log_sigma", None)
+    if log_sigma is not None and log_sigma.numel() == 1:
+        row["sigma"] = trained.decode(mu, y).stddev.flatten()[0].item()   # one for all pixels
+    return row
 
 
-def recognised_reconstructions(judge, model, data):
-    """The share of test images that keep their class, in all and by class: that of their labels,
-    not of what x looks like."""
-    taken = torch.cat([judge(model.picture(model.encode(x, y)[0], y)).argmax(1) for x, y in
-                       batches(data.x_test, data.y_test, 1000, shuffle=False)])
-    return shares(f"reconstruction_accuracy_{len(taken)}", taken, data.y_test, len(data.classes))
+def recognised_reconstructions(recogniser, trained, data):
+    """The share of test images that keep their class, in all and by class.
+
+    Their class is that of their label, not the one that the classifier takes the original for.
+    """
+    guesses = []
+    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
+        mu, _ = trained.encode(x, y)
+        guesses.append(recogniser(trained.images(mu, y)).argmax(1))
+    name = f"reconstruction_accuracy_{len(data.x_test)}"
+    return accuracies(name, torch.cat(guesses), data.y_test, len(data.classes))
 
 
-def shares(name, taken, labels, classes):
-    """The share that was taken for its label, in all and by class (None: there is none of it)."""
-    right = (taken == labels).float()
-    by_class = [right[labels == label] for label in range(classes)]
-    return {name: right.mean().item(),
-            f"{name}_each": [part.mean().item() if len(part) else None for part in by_class]}
+def accuracies(name, guesses, labels, classes):
+    """The share of right guesses, in all and by class (None for a class that does not occur)."""
+    right = (guesses == labels).float()
+    each = []
+    for label in range(classes):
+        of_label = right[labels == label]
+        each.append(of_label.mean().item() if len(of_label) > 0 else None)
+    return {name: right.mean().item(), f"{name}_each": each}
 
 
-def recognised_samples(judge, model, data, run, args):
+# ------------------------------------------------------------------------------------- samples
+
+def draw(trained, labels, seed):
+    """Batches of images of z ~ p(z) with labels (N,), which count if the model takes any."""
+    parts = labels.split(1000)
+    prior = trained.prior()
+    codes = []
+    with torch.random.fork_rng([labels.device] if labels.is_cuda else []):
+        torch.manual_seed(seed)
+        for y in parts:
+            if prior is None:
+                z = torch.randn(len(y), trained.args.latent)   # on the CPU: the same everywhere
+            else:
+                z = prior.sample((len(y),))
+            codes.append(z.to(y.device))
+    for z, y in zip(codes, parts, strict=True):
+        yield trained.images(z, y)
+
+
+def recognised_samples(recogniser, trained, data, seed):
     """Of 1,000 samples: the share that is of the class asked for, in all and by class; of a model
-    without classes the count of each, and the entropy in nats, at most ln(classes)."""
-    labels = torch.arange(1000, device=data.x_test.device) % len(data.classes)
-    taken = torch.cat([judge(x).argmax(1) for x in draw(model, labels, run, args)])
-    if model.classes:
-        return shares("class_accuracy_1000", taken, labels, len(data.classes))
-    counts = taken.bincount(minlength=len(data.classes))
-    entropy = torch.distributions.Categorical(counts.float()).entropy().item()
+    without labels the count of each class, and the entropy in nats, at most ln(classes)."""
+    classes = len(data.classes)
+    labels = torch.arange(1000, device=data.x_test.device) % classes
+    guesses = [recogniser(x).argmax(1) for x in draw(trained, labels, seed)]
+    guesses = torch.cat(guesses)
+    if trained.classes > 0:
+        return accuracies("class_accuracy_1000", guesses, labels, classes)
+    counts = guesses.bincount(minlength=classes)
+    entropy = Categorical(counts.float()).entropy().item()
     return {"class_counts_1000": counts.tolist(), "class_entropy_1000": entropy}
 
 
-def likelihoods(model, data, run, args):
-    """-log p(x|y), or -log p(x) of a model without classes, on all test images; then, on 1,000, the
-    marginal -log p(x) of a CVAE, p(y) being the shares of the classes in training."""
-    black_or_white = ((data.x_test == 0) | (data.x_test == 255)).all()
-    kind = "nll" if run.likelihood == "gaussian" or black_or_white else "grey_pixel"
-    noise, k = torch.Generator().manual_seed(args.seed), args.nll_samples
-    nll = torch.cat([nll_is(model, x, y, k, noise) for x, y in
-                     batches(data.x_test, data.y_test, 1000, shuffle=False)])
-    if not model.classes:
-        return {f"{kind}_is{k}": nll.mean().item()}
-    x, y = torch.cat([*pick(data.x_test, 1000)]), subset(data.y_test, 1000)
-    log_prior = (data.y_train.bincount(minlength=model.classes) / len(data.y_train)).log()
-    log_given_y = log_likelihoods(model, x, k, noise)
-    joint = log_given_y + log_prior
-    return {f"{kind}_given_y_is{k}": nll.mean().item(),
-            f"{kind}_given_y_is{k}_{len(x)}": -log_given_y.gather(1, y[:, None]).mean().item(),
-            f"{kind}_marginal_is{k}_{len(x)}": -joint.logsumexp(1).mean().item(),
-            f"free_classifier_is{k}_{len(x)}": (joint.argmax(1) == y).float().mean().item()}
+class DistanceMeter:
+    """Distances of images to N = min(10,000, all) test images, in the features of one network.
+
+    labels: of those test images; samples are drawn with them.
+    """
+
+    def __init__(self, wanted, data, args):
+        self.wanted, self.data = wanted, data
+        self.n = min(10_000, len(data.x_test))
+        self.labels = metrics.subset(data.y_test, self.n)
+        self.network_name, self.network = metrics.extractor(
+            data, args.fid_features, args.data, Path(args.out, "cache"))
+        self.real = self.features(metrics.image_batches(data.x_test, self.n))
+
+    def features(self, images):
+        """Batches of images -> their features (N, d)."""
+        return torch.cat([self.network(x) for x in images])
+
+    def distances(self, images):
+        """{name: number} of the wanted groups, for batches of images."""
+        protocol = f"{self.network_name}_{self.n}"
+        fake = self.features(images)
+        row = {}
+        if "fid" in self.wanted:
+            row[f"fid_{protocol}"] = metrics.frechet(self.real, fake)
+        if "kid" in self.wanted:
+            row[f"kid_{protocol}"] = metrics.kernel(self.real, fake)
+        if "pr" in self.wanted:
+            precision, recall = metrics.precision_recall(self.real, fake)
+            row |= {f"precision_{protocol}": precision, f"recall_{protocol}": recall}
+        return row
+
+    def bounds(self):
+        """The same of training images. Samples cannot be expected to be more like test images;
+        only their precision can be higher, if they are all of the common kind."""
+        row = {}
+        for name, value in self.distances(metrics.image_batches(self.data.x_train, self.n)).items():
+            is_distance = name.startswith(("fid", "kid"))
+            row[name + ("_floor" if is_distance else "_ceiling")] = value
+        return row
+
+
+# ---------------------------------------------------------------------------------- likelihood
+
+def likelihoods(trained, data, args):
+    """-log p(x|y) or, of a model without labels, -log p(x), in nats, the mean of all test images;
+    of a CVAE further numbers on 1,000 of them."""
+    noise = torch.Generator().manual_seed(args.seed)
+    samples = args.nll_samples
+    kind = likelihood_name(trained, data)
+    nll = []
+    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
+        nll.append(metrics.nll_is(trained, x, y, samples, noise))
+    nll = torch.cat(nll).mean().item()
+    if trained.classes == 0:
+        return {f"{kind}_is{samples}": nll}
+
+    x, y = metrics.subset(data.x_test, 1000) / 255, metrics.subset(data.y_test, 1000)
+    shares = data.y_train.bincount(minlength=trained.classes) / len(data.y_train)
+    log_given_y = metrics.log_likelihoods(trained, x, samples, noise)          # (N, classes)
+    log_joint = log_given_y + shares.log()                             # log p(x, y)
+    log_given_own_y = log_given_y.gather(1, y[:, None])
+    right = (log_joint.argmax(1) == y).float()
+    protocol = f"is{samples}_{len(x)}"
+    return {f"{kind}_given_y_is{samples}": nll,
+            f"{kind}_given_y_{protocol}": -log_given_own_y.mean().item(),
+            f"{kind}_marginal_{protocol}": -log_joint.logsumexp(1).mean().item(),
+            f"free_classifier_{protocol}": right.mean().item()}
+
+
+def likelihood_name(trained, data):
+    """grey_pixel where pixels are Bernoulli in the model and grey in the data; else nll."""
+    x, y = fixed_images(data, 1)
+    mu, _ = trained.encode(x, y)
+    grey = (data.x_test > 0) & (data.x_test < 255)
+    if metrics.is_bernoulli(trained.decode(mu, y)) and grey.any():
+        return "grey_pixel"   # a cross-entropy, which is the likelihood of nothing
+    return "nll"
+
+
+# ------------------------------------------------------------------------------ of several runs
+
+def compare(runs, out):
+    """Print the flags in which runs differ beside their last numbers; draw compare.png in `out`."""
+    all_flags = [read_flags(run) for run in runs]
+    logs = [read_log(run) for run in runs]
+    columns = ("test_loss", "test_recon", "test_kl", "active")
+    for run, log in zip(runs, logs, strict=True):
+        if any(name not in log[-1] for name in columns):
+            fail(f"{run} has no {', '.join(columns)} in its log; compare runs of vae.py or cvae.py")
+
+    differ = flags_that_differ(all_flags)
+    names = []   # of the runs in the figure
+    print(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
+    for run, run_flags, log in zip(runs, all_flags, logs, strict=True):
+        last = log[-1]
+        values = [run_flags.get(flag, "-") for flag in differ]
+        numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
+        seconds = sum(row["seconds"] for row in log)
+        print(" | ".join([Path(run).name, *values, f"{last['epoch']:.0f}", *numbers,
+                          f"{seconds:.0f}"]))
+        pairs = [f"{flag} {value}" for flag, value in zip(differ, values, strict=True)]
+        names.append(", ".join(pairs) or Path(run).name)
+    if has_package("matplotlib", "compare.png"):
+        save_comparison(Path(out, "compare.png"), names, logs)
 
 
 def read_flags(run):
-    """A run's flags as {name: text}, from its args.txt."""
+    """The flags of a run, {name: text}, from its args.txt."""
     file = Path(run, "args.txt")
-    check(file.is_file(), f"{run} is no run folder: it has no args.txt")
-    check(Path(run, "log.csv").is_file(), f"{run} ended before its first epoch did; leave it out")
-    lines = [line for line in file.read_text().splitlines() if line.startswith("--")]
-    parts = (line.lstrip("-").partition("=") for line in lines)
-    return {name: value if equals else "on" for name, equals, value in parts}
+    if not file.is_file():
+        fail(f"{run} is not a run folder: it has no args.txt")
+    if not Path(run, "log.csv").is_file():
+        fail(f"{run} ended before its first epoch did; leave it out")
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("--") and not RETIRED.match(line):
+            name, equals, value = line.removeprefix("--").partition("=")
+            found[name] = value if equals else "on"
+    return found
 
 
-def compare(runs, out):
-    """Print the flags in which the runs differ beside their last numbers; draw compare.png."""
-    flags_of, logs = {run: read_flags(run) for run in runs}, {run: read_log(run) for run in runs}
-    for run, rows in logs.items():
-        check("test_loss" in rows[-1], f"{run} is a run of gan.py; compare others")
-    silent = {"quiet", "data", "save-every"}   # they change no number
-    names = sorted({name for flags in flags_of.values() for name in flags} - silent)
-    differ = [name for name in names if len({flags.get(name) for flags in flags_of.values()}) > 1]
-    chosen = {run: {name: flags_of[run].get(name, "-") for name in differ} for run in runs}
-    columns = ["test_loss", "test_recon", "test_kl", "active"]
-    print(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
-    for run in runs:
-        last, seconds = logs[run][-1], sum(row["seconds"] for row in logs[run])
-        numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
-        cells = [Path(run).name, *chosen[run].values(), f"{last['epoch']:.0f}", *numbers]
-        print(" | ".join([*cells, f"{seconds:.0f}"]))
+def flags_that_differ(all_flags):
+    """Sorted names of the flags that are not the same in all runs and may change a number."""
+    names = set()
+    for run_flags in all_flags:
+        names.update(run_flags)
+    differ = []
+    for name in sorted(names):
+        values = {run_flags.get(name) for run_flags in all_flags}
+        if len(values) > 1 and name not in ("data", "save-every"):
+            differ.append(name)
+    return differ
 
+
+def save_comparison(path, names, logs):
+    """Test losses by epoch, and rate against distortion after the last, a colour for each run."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 4)
-    for axes in panels:
-        axes.set_prop_cycle(color=colormaps["tab10" if len(runs) <= 10 else "tab20"].colors)
-    for run, rows in logs.items():
-        name = ", ".join(f"{flag} {value}" for flag, value in chosen[run].items())
-        name = name or Path(run).name
-        for axes, term in zip(panels, ("test_loss", "test_recon", "test_kl"), strict=False):
-            axes.plot([row["epoch"] for row in rows], [row[term] for row in rows], label=name)
-            axes.set(title=term, xlabel="epoch", ylabel="nats per image")
-        rate = [rows[-1]["test_kl"] or 0]
-        panels[3].plot(rate, [rows[-1]["test_recon"]], "o", label=name)
-    panels[3].set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
-    figure.legend(*panels[3].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.savefig(Path(out, "compare.png"))
-    print(Path(out, "compare.png"))
+    colors = colormaps["tab10" if len(logs) <= 10 else "tab20"].colors
+    for axes, term in zip(panels[:3], ("test_loss", "test_recon", "test_kl"), strict=True):
+        axes.set_prop_cycle(color=colors)
+        for name, log in zip(names, logs, strict=True):
+            epochs, values = [row["epoch"] for row in log], [row[term] for row in log]
+            axes.plot(epochs, values, label=name)
+        axes.set(title=term, xlabel="epoch", ylabel="nats per image")
+    axes = panels[3]
+    axes.set_prop_cycle(color=colors)
+    for name, log in zip(names, logs, strict=True):
+        rate = log[-1]["test_kl"] or 0   # an autoencoder has none
+        axes.plot([rate], [log[-1]["test_recon"]], "o", label=name)
+    axes.set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path)
+    print(path)
+
+
+# ---------------------------------------------------------------------------------------- main
+
+def check_comparison(args):
+    """Several runs are compared with no flag but --out."""
+    for name, default in vars(flags().parse_args(args.runs)).items():
+        if name != "out" and getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            fail(f"{flag} goes with one run; remove it to compare several")
+
+
+def print_table(found):
+    """A line for each number, or list of numbers."""
+    width = max((len(name) for name in found), default=0)
+    for name, value in found.items():
+        values = value if isinstance(value, list) else [value]
+        texts = ["-" if value is None else f"{value:.6g}" for value in values]
+        print(f"{name:{width}} {' '.join(texts)}")
+
+
+def append_line(file, row):
+    """Add a row to a .jsonl file, which a kill leaves as it was, or whole."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines.append(json.dumps(row))
+    write_whole(file, "\n".join([*lines, ""]).encode())
 
 
 def main(argv=(), **overrides):
     """One run: print its numbers and append them to its evaluation.jsonl. Several: compare them."""
-    args, _ = parse_flags(flags(), argv, overrides)
+    args = parse(flags(), argv, overrides)
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        check(False, f"--out {args.out}: {error.strerror}; take a folder that can be written")
+        fail(f"--out {args.out}: {error.strerror}; use a folder that can be written")
     if len(args.runs) > 1:
-        plain = flags().parse_args([*args.runs, f"--out={args.out}"])
-        for name, value in vars(plain).items():
-            check(getattr(args, name) == value, f"--{name.replace('_', '-')} goes with one run; "
-                  "several are compared without it")
+        check_comparison(args)
         return compare(args.runs, args.out)
+
+    if args.fid_features not in ("classifier", "inception"):
+        metrics.check_inception_weights(args.fid_features)
     run = args.runs[0]
-    checkpoint = load_checkpoint(run)
-    found = measure(checkpoint, args)
-    width = max(map(len, found), default=0)
-    for name, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        shown = ("-" if value is None else f"{value:.6g}" for value in values)
-        print(f"{name:{width}} {' '.join(shown)}")
+    checkpoint, module, models = load_models(run, pick_device(args.device))
+    found = measure(checkpoint, module, models, args)
+    print_table(found)
     if Path(run).is_dir():
-        step = "iteration" if checkpoint["script"] == "gan" else "epoch"
-        found_at = {step: checkpoint["epoch"], "seed": args.seed}
-        with open(Path(run, "evaluation.jsonl"), "a") as file:
-            file.write(json.dumps(found_at | found) + "\n")
+        unit = "epoch" if "epochs" in checkpoint["args"] else "iteration"
+        row = {unit: checkpoint["epoch"], "seed": args.seed, **found}
+        append_line(Path(run, "evaluation.jsonl"), row)
     return found
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR
 
 from common import Means, fail, has_package, load_data, save_curves, save_grid
-from metrics import FIDMeter, can_train_classifier, classifier
+from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
 from run import (
     Parser,
     Run,
@@ -445,7 +445,7 @@ def flags():
     group.add_argument("--batch-size", type=number(int, 1), default=64, metavar="N",
                        help="real images per step")
     group.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, metavar="RATE",
-                       help="at the start; it falls to 0 in a straight line")
+                       help="at the start; falls linearly to 0")
     group = add_data_flags(parser)
     group.add_argument("--no-flip", action="store_true",
                        help="do not mirror half of the colour images")
@@ -459,7 +459,7 @@ def flags():
 
 
 def check_flags(args):
-    """Flags that exclude one another."""
+    """Flags that exclude one another, and the file of --fid-features."""
     if args.loss == "wgan-gp" and args.norm == "batch":
         fail("--norm batch mixes the images of a batch, but the penalty of --loss wgan-gp is of "
              "each image's own gradient; use --norm none")
@@ -468,6 +468,8 @@ def check_flags(args):
     if args.critic_steps is not None and args.critic_steps > args.iterations:
         fail(f"--critic-steps {args.critic_steps} leaves the generator no step in --iterations "
              f"{args.iterations}; raise that")
+    if args.fid_features not in ("classifier", "inception"):
+        check_inception_weights(args.fid_features)
 
 
 def set_defaults(args):

@@ -1,156 +1,254 @@
-"""Pictures from a run folder or a checkpoint file: vae.py's, cvae.py's or gan.py's.
+"""Images from a trained model: a run folder or a checkpoint of vae.py, cvae.py, gan.py or a copy.
 
     python generate.py results/vae-MNIST                         # 64 samples from the prior
-    python generate.py results/cvae-MNIST --digit 9              # of one class
+    python generate.py results/cvae-MNIST --digit 9              # samples of one class
     python generate.py results/vae-MNIST --interpolate 0 7       # between two test images
-    python generate.py results/models/cvae-mnist.pt --classes    # a model from the box: no data
+    python generate.py results/models/cvae-mnist.pt --classes    # a model that needs no data
     python generate.py results/cvae-MNIST --explore              # a page to move around in
 
 Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
 """
-import base64
-import json
+import contextlib
+import functools
+import importlib
+import io
 import math
 import re
 import sys
+import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch import nn
-from torch.nn import functional as F
+from torch.distributions import Bernoulli, Normal
 
-import cvae
-import gan
 from common import (
     batches,
-    check,
-    load_checkpoint,
+    binarize,
+    fail,
+    gaussian_kl,
+    has_package,
     load_data,
-    make_parser,
-    number,
-    parse_flags,
-    pick_device,
-    read_log,
     save_grid,
     save_latent,
 )
+from run import Parser, load_models, number, parse, pick_device, run_folder
+from tools.explorer import save_explorer
+
+SEED_STEP = 1_000_003   # from the seeds of one --seed to those of the next
 
 
-def flags():
-    parser = make_parser("generate", "Make pictures with a trained model.")
-    add, count = parser.add_argument, number(int, 1)
-    add("run", help="run folder or checkpoint")
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument("--samples", type=count, metavar="N",
-                      help="from the prior (the default: 64); of an autoencoder, which has none, "
-                      "from a Gaussian fitted to its codes")
-    only.add_argument("--classes", action="store_true", help="samples, one class per row")
-    only.add_argument("--interpolate", type=number(int, 0), nargs=2, metavar=("A", "B"),
-                      help="from test image A to B, straight and on a sphere; of a GAN: seeds")
-    only.add_argument("--digits", nargs=2, metavar=("A", "B"),
-                      help="the same between the images nearest to the means of two classes")
-    only.add_argument("--manifold", action="store_true",
-                      help="the latent plane by the quantiles of the prior; a picture per class")
-    only.add_argument("--traverse", action="store_true",
-                      help="one row per most active latent unit, from -3 to 3 deviations")
-    only.add_argument("--reconstruct", type=count, metavar="N", help="test images, difference")
-    only.add_argument("--tsne", type=count, metavar="N", help="t-SNE map of N test images' codes")
-    only.add_argument("--pca", action="store_true", help="map of the codes, two main components")
-    only.add_argument("--scatter", action="store_true", help="the codes of a two-dimensional z")
-    only.add_argument("--explore", action="store_true",
-                      help="a page for the browser in which to move through latent space")
-    add("--uniform", type=number(float, -math.inf, above=True), nargs=2, metavar=("LO", "HI"),
-        help="the plane of --manifold in even steps")
-    add("--gif", action="store_true",
-        help="samples over the epochs of a run with --save-every 1; or the walk of --interpolate")
-    add("--digit", "--class", dest="label", help="make samples, plane or rows of this class")
-    add("--steps", type=number(int, 2), default=10, help="pictures of an interpolation or a row")
-    add("--columns", type=count, default=8, help="pictures in a row of samples")
-    add("--scale", type=count, default=1, help="enlarge pictures by this factor")
-    add("--show", choices=("mean", "sample"), default="mean", help="of p(x|z)")
-    add("--out", help="folder (default: the run's own, or pictures for a file that is in no run)")
-    add("--data", help="folder of the named data sets (default: the run's)")
-    add("--device", default="auto", help="as in vae.py")
-    add("--seed", type=number(int, 0), default=1, help="of the samples")
-    return parser
+# --------------------------------------------------------------------------------------- source
+
+class Source:
+    """A trained model and what its images need; the data are read only if an image asks for them.
+
+    models: {prefix: run.Trained}, of which `model` is the one that is not the twin; label: the
+    index of --class, or None.
+    """
+
+    def __init__(self, args):
+        self.device = pick_device(args.device)
+        checkpoint, self.module, self.models = load_models(args.run, self.device)
+        self.script = f"{checkpoint['script']}.py"
+        self.card = checkpoint["data"]               # name, shape and classes of the data
+        self.names = self.card["classes"]            # of the classes
+        self.model = self.models[""]
+        self.latent = self.model.args.latent
+        self.folder = run_folder(args.run)
+        self.data_folder = args.data or self.model.args.data
+        self.label = None
+        if args.label is not None:
+            if args.label not in self.names:
+                fail(f"--class {args.label}: the classes are {', '.join(self.names) or 'none'}")
+            self.label = self.names.index(args.label)
+
+    @functools.cached_property
+    def data(self):
+        """The data of the run, as the model saw them."""
+        args = self.model.args
+        data = load_data(args.dataset, self.data_folder, self.device, args.image_size,
+                         args.train_size, args.test_size)
+        shape = list(data.x_test.shape[1:])
+        if shape != self.card["shape"] or data.classes != self.card["classes"]:
+            fail(f"--dataset {args.dataset} no longer matches the checkpoint's shape and classes; "
+                 "restore the data")
+        if hasattr(args, "binarize"):
+            data = binarize(data, args)
+        return data
+
+    @functools.cached_property
+    def posteriors(self):
+        """mu and logvar of all test images, (N, latent) each."""
+        return codes(self.model, self.data)
+
+    @functools.cached_property
+    def prior(self):
+        """p(z) of a model that has its own, as a distribution; None: N(0, I). If the model was
+        trained with another KL than that to N(0, I), a line says so."""
+        prior = self.model.prior()
+        if prior is None and not has_standard_kl(self):
+            print(f"note: the KL of {self.script} is not that to N(0, I); samples are drawn from "
+                  "N(0, I) - give the model a method prior() if it has another")
+        return prior
 
 
-def rebuild(checkpoint):
-    """The models of a checkpoint, {prefix of their columns in the log: model}, and its flags. A VAE
-    is a CVAE of no classes; of a GAN it is the generator's running average."""
-    args, data = SimpleNamespace(**checkpoint["args"]), checkpoint["data"]
-    shape, classes = data["shape"], len(data["classes"])
-    if checkpoint["script"] == "gan":
-        models = {"": gan.Generator(shape, args, classes if args.conditional else 0)}
-        weights = {"": checkpoint["ema"]}
-    else:
-        weights = {prefix: checkpoint[f"{prefix}model"] for prefix in ("", "vae_")
-                   if f"{prefix}model" in checkpoint}
-        models = {prefix: cvae.CVAE(shape, args, 0 if prefix or checkpoint["script"] == "vae"
-                                    else classes) for prefix in weights}
-    for prefix, model in models.items():
-        model.load_state_dict(weights[prefix])
-        model.eval().requires_grad_(False)
-    return models, args
+def has_standard_kl(source):
+    """Whether the KL in the script's own loss is that to N(0, I), tried on a few random images;
+    also where there is no KL: in an autoencoder, and in a script without loss_terms."""
+    model = source.model
+    if model.is_autoencoder or not model.has_encoder or not hasattr(source.module, "loss_terms"):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, *source.card["shape"], generator=generator).to(source.device)
+    y = torch.zeros(4, dtype=torch.long, device=source.device)
+    eps = torch.randn(4, source.latent, generator=generator).to(source.device)
+    try:
+        mu, logvar = model.encode(x, y)
+        if hasattr(model.model, "classes"):
+            terms = source.module.loss_terms(model.model, x, y, eps)
+        else:
+            terms = source.module.loss_terms(model.model, x, eps)
+        return torch.allclose(terms[1], gaussian_kl(mu, logvar), rtol=1e-4, atol=1e-4)
+    except Exception:   # a copy's loss may take or return anything, and then it is not this one
+        return False
 
 
-def check_data(data, known):
-    """A model can only be shown the shape and the classes that it was trained on."""
-    now = {"shape": [*data.x_test.shape[1:]], "classes": data.classes}
-    check(now.items() <= known.items(), f"--dataset {data.name} is now {now['shape']} and "
-          f"{len(data.classes)} classes, and the model {known['shape']} and "
-          f"{len(known['classes'])}; bring the data back")
-
-
-def kinds(models, args):
-    """What the models are called, in their order: CVAE, VAE, CAE or AE."""
-    return [f"{'C' if model.classes else ''}{'VAE' if args.beta > 0 else 'AE'}"
-            for model in models.values()]
-
+# ------------------------------------------------------------------------------ codes and images
 
 def noise(indices, latent, seed):
-    """z of the samples `indices`, each from a seed of its own: -> (B, latent)."""
-    return torch.stack([torch.randn(latent, generator=torch.Generator().manual_seed(
-        seed * 1_000_003 + i)) for i in indices])
+    """z ~ N(0, I) of the samples `indices`, (B, latent), each from a seed of its own."""
+    z = []
+    for i in indices:
+        generator = torch.Generator().manual_seed(seed * SEED_STEP + i)
+        z.append(torch.randn(latent, generator=generator))
+    return torch.stack(z)
 
 
-def draw(model, z, y, show="mean", seed=0):
-    """z (B, latent), y (B,) -> pictures (B, C, H, W): means of p(x|z), or a sample of each."""
-    device = next(model.parameters()).device
-    z, y = z.to(device), y.to(device)
-    if isinstance(model, gan.Generator):
-        return torch.cat([model.picture(*part) for part in zip(z.split(500), y.split(500),
-                                                               strict=True)])
-    logits, log_sigma = model.decode(z, y)
-    x = torch.sigmoid(logits).cpu()
-    for i in range(len(x) if show == "sample" else 0):
-        own = torch.Generator().manual_seed(seed * 1_000_003 - 1 - i)   # not the seed of its z
-        if log_sigma is None:
-            x[i] = torch.bernoulli(x[i], generator=own)
-        else:
-            deviation = torch.exp(log_sigma if log_sigma.ndim == 0 else log_sigma[i]).cpu()
-            x[i] = (x[i] + deviation * torch.randn(x[i].shape, generator=own)).clamp(0, 1)
-    return x
+def seeded_sample(distribution, seed):
+    """One draw with a seed of its own, on the CPU."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return distribution.sample().cpu()
+
+
+def draw_codes(source, indices, label, seed):
+    """z (B, latent) and y (B,) of the samples `indices`: of class `label`, or, if that is None, of
+    every class in turn; y is 0 where the model takes no labels.
+
+    z comes from the prior. An autoencoder has none, and the prior of a model without labels does
+    not know of classes: there a Gaussian fitted to codes takes its place.
+    """
+    classes = source.model.classes
+    if classes > 0 and label is None:
+        labels = [i % classes for i in indices]
+    elif classes > 0:
+        labels = [label for _ in indices]
+    else:
+        labels = [0 for _ in indices]
+
+    fitted = source.model.is_autoencoder or (label is not None and classes == 0)
+    if not fitted and source.prior is not None:
+        z = [seeded_sample(source.prior, seed * SEED_STEP + i) for i in indices]
+        return torch.stack(z), torch.tensor(labels)
+
+    z = noise(indices, source.latent, seed)
+    if fitted:
+        for row in range(len(z)):
+            own = labels[row] if classes > 0 else label
+            mean, deviation = class_gaussian(source, own)
+            z[row] = mean + deviation * z[row]
+    return z, torch.tensor(labels)
+
+
+def class_gaussian(source, label):
+    """Mean and standard deviation, (latent,) each, of the Gaussian fitted to the codes of a class,
+    or, if `label` is None, to those of all test images."""
+    mu, logvar = source.posteriors
+    if label is not None:
+        keep = source.data.y_test.cpu() == label
+        if not keep.any():
+            fail(f"no test image is of class {source.names[label]}, to whose codes a Gaussian is "
+                 "fitted; use another --class")
+        mu, logvar = mu[keep], logvar[keep]
+    return fitted_gaussian(mu, logvar, source.model.is_autoencoder)
+
+
+def fitted_gaussian(mu, logvar, is_autoencoder):
+    """Mean and standard deviation, (latent,) each, of a mixture of posteriors (N, latent).
+
+    By the law of total variance its variance is that of the means plus the mean of the variances.
+    """
+    variance = mu.var(0, unbiased=False)
+    if not is_autoencoder:   # whose codes are points
+        variance = variance + logvar.exp().mean(0)
+    return mu.mean(0), variance.sqrt()
+
+
+def spread(source):
+    """Mean and standard deviation of z, (latent,) each: of the prior, or of an autoencoder's
+    codes."""
+    if source.model.is_autoencoder:
+        return class_gaussian(source, None)
+    if source.prior is None:
+        return torch.zeros(source.latent), torch.ones(source.latent)
+    try:
+        return source.prior.mean.cpu(), source.prior.stddev.cpu()
+    except NotImplementedError:   # not every distribution knows them
+        fail(f"the prior of {source.script} does not tell its mean and stddev; try --samples 64")
 
 
 def codes(model, data):
-    """mu and logvar of the posterior of every test image, (N, latent) each."""
-    parts = [model.encode(x, y) for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False)]
-    return [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
+    """mu and logvar of all test images, (N, latent) each, on the CPU."""
+    mus, logvars = [], []
+    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
+        mu, logvar = model.encode(x, y)
+        mus.append(mu.cpu())
+        logvars.append(logvar.cpu())
+    return torch.cat(mus), torch.cat(logvars)
 
 
-def fitted_gaussian(mu, logvar, args):
-    """Mean and deviation, (latent,) each, of a mixture of posteriors: the mean of the means; by the
-    law of total variance the variance of the means and the mean of the variances."""
-    inner = logvar.exp().mean(0) if args.beta > 0 else 0   # an autoencoder's codes are points
-    return mu.mean(0), (mu.var(0, unbiased=False) + inner).sqrt()
+def draw(model, z, y, args):
+    """Codes z (B, latent), labels y (B,) -> images (B, C, H, W) on the CPU: the mean of p(x|z,y)
+    or, with --show sample, a draw from it."""
+    device = next(model.model.parameters()).device
+    z, y = z.to(device), y.to(device)
+    images = []
+    if args.show == "sample":
+        for i in range(len(z)):
+            p = model.decode(z[i:i + 1], y[i:i + 1])
+            images.append(draw_pixels(p, args.seed * SEED_STEP - 1 - i))   # not the seed of its z
+    else:
+        for part in torch.arange(len(z), device=device).split(500):
+            images.append(model.images(z[part], y[part]).cpu())
+    return torch.cat(images)
+
+
+def draw_pixels(p, seed):
+    """One image, (1, C, H, W) in [0, 1], from a p(x|z) of batch shape (1,)."""
+    base = getattr(p, "base_dist", p)
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(base, Bernoulli):
+        return torch.bernoulli(base.probs.cpu(), generator=generator)
+    if isinstance(base, Normal):
+        mean, deviation = base.mean.cpu(), base.stddev.cpu()
+        return (mean + deviation * torch.randn(mean.shape, generator=generator)).clamp(0, 1)
+    return seeded_sample(p, seed).clamp(0, 1)
 
 
 def most_active(model, deviation):
-    """All latent units, the most active ones first. No data are needed: the decoder learns small
-    weights for units that carry nothing."""
-    weight = model.decoder[0].weight[:, :len(deviation)].cpu()   # those of z, not of the label
+    """All latent units, the most active ones first, given the standard deviation of each.
+
+    No data are needed: the decoder learns small weights for units that carry nothing. Where its
+    first layer does not take z, the units stay in their order.
+    """
+    decoder = getattr(model.model, "decoder", None)
+    first = decoder[0] if isinstance(decoder, nn.Sequential) else None
+    latent = len(deviation)
+    if not isinstance(first, nn.Linear) or first.in_features != latent + model.classes:
+        return torch.arange(latent)
+    weight = first.weight[:, :latent].cpu()   # those of z; those of the label follow
     return (weight.norm(dim=0) * deviation).argsort(descending=True)
 
 
@@ -160,351 +258,503 @@ def straight(a, b, steps):
 
 
 def spherical(a, b, steps):
-    """(d,), (d,) -> (steps, d) on the great circle, the length in proportion: between two z of the
-    prior it stays at a length the prior has, which a straight line does not (White 2016, arXiv
-    1609.04468)."""
+    """(d,), (d,) -> (steps, d) on the great circle from a to b, the length in proportion.
+
+    Between two draws from N(0, I) it keeps a length that such draws have, which a straight line
+    does not (White 2016, arXiv 1609.04468).
+    """
     t = torch.linspace(0, 1, steps)[:, None]
-    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-    if angle.sin() < 1e-4:   # the same direction, or the opposite one: no circle is defined
+    cosine = a @ b / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if angle.sin() < 1e-4:   # the same direction or the opposite one: no circle is defined
         return straight(a, b, steps)
-    way = (torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm())
-    return way / angle.sin() * torch.lerp(a.norm(), b.norm(), t)
+    direction = torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm()
+    length = torch.lerp(a.norm(), b.norm(), t)
+    return direction / angle.sin() * length
 
 
-def plane(steps, span=None):
-    """Places along an axis of the latent plane, (steps,): the prior's quantiles, or even ones."""
-    if span:
-        return torch.linspace(*span, steps)
+def places_on_axis(steps, span=None):
+    """Places along an axis of the latent plane, (steps,): the quantiles of N(0, 1) in the middle
+    of equal shares, or even steps over `span`."""
+    if span is not None:
+        return torch.linspace(span[0], span[1], steps)
     return torch.special.ndtri((torch.arange(steps) + 0.5) / steps)
 
 
-class Run:
-    """A checkpoint with what its pictures need; the data are read only if one asks for them."""
+# ----------------------------------------------------------------------------------------- files
 
-    def __init__(self, args):
-        checkpoint = load_checkpoint(args.run)
-        self.wish, self.script, self.known = args, checkpoint["script"], checkpoint["data"]
-        self.device = pick_device(args.device)
-        self.models, self.args = rebuild(checkpoint)
-        for model in self.models.values():
-            model.to(self.device)
-        self.model, self.latent = self.models[""], self.args.latent
-        self.autoencoder = self.script != "gan" and self.args.beta == 0
-        self.names = self.known["classes"]
-        place = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        self.folder = place
-        self.out = Path(args.out or (place if (place / "args.txt").exists() else "pictures"))
-        check(args.label is None or args.label in self.names, f"--class {args.label}: the classes "
-              f"are {', '.join(self.names) or 'none'}")
-        self.label = None if args.label is None else self.names.index(args.label)
-
-    def data(self):
-        args = self.args
-        data = load_data(args.dataset, self.wish.data or args.data, self.device, args.image_size,
-                         args.train_size, args.test_size)
-        check_data(data, self.known)
-        return cvae.binarize(data, args)
-
-    def prior(self, indices, label):
-        """z (B, latent) and y (B,) of samples `indices`, of a class if `label` is not None."""
-        z, told = noise(indices, self.latent, self.wish.seed), self.model.classes
-        check(told or label is None or self.script != "gan", "this GAN was trained without "
-              "--conditional: it makes --samples of no class that one could ask for")
-        labels = [i % told if told and label is None else label for i in indices]
-        if self.autoencoder or label is not None and not told:
-            parts = zip(*map(self.gaussian, labels), strict=True)
-            mean, deviation = (torch.stack(part) for part in parts)
-            z = mean + deviation * z
-        return z, torch.tensor(labels if told else [0] * len(z))
-
-    def gaussian(self, label):
-        """The Gaussian fitted to the posteriors of a class, or of all test images."""
-        if not hasattr(self, "posteriors"):
-            self.test = self.data()
-            self.posteriors = codes(self.model, self.test)
-        keep = (self.test.y_test == label).cpu() if label is not None else slice(None)
-        check(label is None or keep.any(), f"no test image is of class {self.names[label or 0]}, "
-              "whose Gaussian was to be fitted; take another")
-        return fitted_gaussian(*(part[keep] for part in self.posteriors), self.args)
-
-    def spread(self):
-        """Mean and deviation of z, (latent,) each: of the prior, or of an autoencoder's codes."""
-        return self.gaussian(None) if self.autoencoder else \
-            (torch.zeros(self.latent), torch.ones(self.latent))
-
-    def show(self, name, x, columns, names=()):
-        """Write pictures (N, C, H, W) as name.png and say so."""
-        save_grid(self.path(f"{name}.png"), self.enlarge(x), columns, names)
-
-    def enlarge(self, x):
-        scale = self.wish.scale * max(1, 64 // x.shape[3])   # on top of what save_grid would do
-        return x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-
-    def path(self, name):
-        name = re.sub(r"[^\w.-]+", "-", name)   # a class may be called T-shirt/top
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / name).touch()   # or it would fall over after all the work
-        except OSError as error:
-            check(False, f"--out {self.out}: {error.strerror}; take a folder that can be written")
-        print(self.out / name)
-        return self.out / name
-
-    def draw(self, z, y, model=None):
-        return draw(model or self.model, z, y, self.wish.show, self.wish.seed).cpu()
+def output_path(args, name):
+    """The path of a file in --out; a class may be called T-shirt/top, which is no file name."""
+    return args.out / re.sub(r"[^\w.-]+", "-", name)
 
 
-def samples(run):
-    n, label = run.wish.samples or 64, run.label
-    z, y = run.prior(range(n), label)
-    run.show(f"samples_{n}" if label is None else f"samples_{run.names[label]}_{n}",
-             run.draw(z, y), run.wish.columns)
+def enlarge(images, scale):
+    """(N, C, H, W) -> (N, C, n * H, n * W): as far as save_grid would do, and `scale` times."""
+    n = scale * max(1, 64 // images.shape[3])
+    return images.repeat_interleave(n, 2).repeat_interleave(n, 3)
 
 
-def classes(run):
-    check(len(run.names) > 1, "--classes needs a model of labelled data; try --samples 64")
-    rows = [run.prior(range(run.wish.columns), label) for label in range(len(run.names))]
-    z, y = (torch.cat(part) for part in zip(*rows, strict=True))
-    run.show("classes", run.draw(z, y), run.wish.columns, run.names)
+def save_images(args, name, images, columns, names=()):
+    """Write images (N, C, H, W) as NAME.png, the names of the rows at the left."""
+    path = output_path(args, f"{name}.png")
+    save_grid(path, enlarge(images, args.scale), columns, names)
+    print(path)
 
 
-def interpolate(run):
-    a, b = run.wish.interpolate or (0, 0)
-    if run.script == "gan":
-        ends, labels = noise([a, b], run.latent, run.wish.seed), [run.label or 0]
-        edges = [None, None]
+def save_map(args, name, points, data, index, title):
+    """Write points (n, 2) as NAME.png, coloured by the labels of the test images `index`."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    y = data.y_test[index].cpu()
+    colors = "tab10" if len(data.classes) <= 10 else "tab20"
+    dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=y, cmap=colors)
+    if 1 < len(data.classes) <= 20:   # with more classes than colours no key would help
+        names = [data.classes[label] for label in y.unique()]
+        axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
+                    bbox_to_anchor=(1, 0.5))
+    axes.set(title=title, xticks=[], yticks=[])
+    path = output_path(args, f"{name}.png")
+    figure.savefig(path)
+    print(path)
+
+
+def save_gif(args, name, pages):
+    """Write a film of the PNG files `pages`."""
+    frames = []
+    for page in pages:
+        with Image.open(page) as image:
+            frames.append(image.quantize())   # 256 colours of its own, no dithering
+    path = output_path(args, name)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200, loop=0)
+    print(path)
+
+
+# ---------------------------------------------------------------------------------------- images
+
+def samples(source, args):
+    """--samples N: from the prior."""
+    n = args.samples or 64
+    z, y = draw_codes(source, range(n), source.label, args.seed)
+    name = f"samples_{n}"
+    if source.label is not None:
+        name = f"samples_{source.names[source.label]}_{n}"
+    save_images(args, name, draw(source.model, z, y, args), args.columns)
+
+
+def classes(source, args):
+    """--classes: samples, one class per row, with the same noise in every row."""
+    if len(source.names) < 2:
+        fail("--classes needs a model of labelled data; try --samples 64")
+    zs, ys = [], []
+    for label in range(len(source.names)):
+        z, y = draw_codes(source, range(args.columns), label, args.seed)
+        zs.append(z)
+        ys.append(y)
+    images = draw(source.model, torch.cat(zs), torch.cat(ys), args)
+    save_images(args, "classes", images, args.columns, source.names)
+
+
+def interpolate(source, args):
+    """--interpolate A B, --digits A B: from one test image to another, with the images at both
+    ends; of a model without an encoder between the codes of samples A and B."""
+    model = source.model
+    if model.has_encoder:
+        a, b = end_images(source, args)
+        x, y = source.data.x_test[[a, b]] / 255, source.data.y_test[[a, b]]
+        ends, _ = model.encode(x, y)
+        ends, x = ends.cpu(), x.cpu()
+        labels = y.unique().tolist()   # a CVAE goes the way with both labels
     else:
-        data = run.data()
-        if run.wish.digits:
-            a, b = nearest_to_means(run, data)
-        check(max(a, b) < len(data.x_test), f"--interpolate {a} {b}: the test images are 0 to "
-              f"{len(data.x_test) - 1}")
-        x, y = data.x_test[[a, b]] / 255, data.y_test[[a, b]]
-        ends, edges = run.model.encode(x, y)[0].cpu(), x.cpu().split(1)
-        labels = y.unique().tolist() if run.label is None else [run.label]
-        labels = labels if run.model.classes else [0]   # a CVAE goes the way with both labels
+        a, b = args.interpolate
+        ends, _ = draw_codes(source, [a, b], None, args.seed)
+        x = torch.empty(0, *source.card["shape"])
+        labels = [0]
+    labels = chosen_labels(source, labels)
+
+    if args.gif:
+        z = spherical(ends[0], ends[1], args.steps)
+        images = draw(model, z, torch.full((args.steps,), labels[0]), args)
+        save_walk(args, f"interpolation_{a}_{b}.gif", images)
+        return
+
     rows, names = [], []
     for label in labels:
         for way in (straight, spherical):
-            z = way(*ends, run.wish.steps)
-            x = run.draw(z, torch.full((len(z),), label))
-            rows.append(torch.cat([part for part in (edges[0], x, edges[1]) if part is not None]))
-            names.append(way.__name__ + (f", {run.names[label]}" if run.model.classes else ""))
-    if run.wish.gif:
-        frames = rows[1] if edges[0] is None else rows[1][1:-1]
-        frames = [run.enlarge(x[None]) for x in (*frames, *frames.flip(0))]   # there and back
-        return save_gif(run.path(f"interpolation_{a}_{b}.gif"), frames,
-                        lambda part, x: save_grid(part, x, 1))
-    run.show(f"interpolation_{a}_{b}", torch.cat(rows), len(rows[0]), names)
+            z = way(ends[0], ends[1], args.steps)
+            images = draw(model, z, torch.full((args.steps,), label), args)
+            rows.append(torch.cat([x[:1], images, x[1:]]))
+            name = way.__name__
+            if model.classes > 0:
+                name = f"{name}, {source.names[label]}"
+            names.append(name)
+    save_images(args, f"interpolation_{a}_{b}", torch.cat(rows), len(rows[0]), names)
 
 
-def nearest_to_means(run, data):
-    """Indices of the test images whose codes are nearest to the means of the two --digits."""
-    wrong = [name for name in run.wish.digits if name not in run.names]
-    check(not wrong, f"--digits {' '.join(wrong)}: the classes are "
-          f"{', '.join(run.names) or 'none'}")
-    mu, found = codes(run.model, data)[0], []
-    for name in run.wish.digits:
-        index = (data.y_test.cpu() == run.names.index(name)).nonzero()[:, 0]
-        check(len(index), f"--digits {name}: no test image is of that class; take another")
-        own = mu[index]
-        found.append(index[(own - own.mean(0)).square().sum(1).argmin()].item())
-    return found
+def chosen_labels(source, labels):
+    """The label of --class, or else `labels`; 0 for a model that takes none."""
+    if source.label is not None:
+        return [source.label]
+    if source.model.classes == 0:
+        return [0]
+    return labels
 
 
-def manifold(run):
-    check(run.latent >= 2, "--manifold needs a z of two dimensions or more; try --traverse")
-    side, span, (mean, deviation) = 2 * run.wish.steps, run.wish.uniform, run.spread()
-    places = plane(side, span)
-    grid = torch.cartesian_prod(places.flip(0), places).flip(1)   # z_1 rightwards, z_2 upwards
-    units = most_active(run.model, deviation)[:2].sort().values
+def end_images(source, args):
+    """The indices of the two test images of --interpolate or --digits."""
+    if args.digits is not None:
+        return [nearest_to_mean(source, name) for name in args.digits]
+    n = len(source.data.x_test)
+    if max(args.interpolate) >= n:
+        a, b = args.interpolate
+        fail(f"--interpolate {a} {b}: the test images are 0 to {n - 1}")
+    return args.interpolate
+
+
+def nearest_to_mean(source, name):
+    """The index of the test image whose code is nearest to the mean code of its class."""
+    if name not in source.names:
+        fail(f"--digits {name}: the classes are {', '.join(source.names) or 'none'}")
+    label = source.names.index(name)
+    index = (source.data.y_test.cpu() == label).nonzero()[:, 0]
+    if len(index) == 0:
+        fail(f"--digits {name}: no test image is of that class; use another")
+    mu = source.posteriors[0][index]
+    distance = (mu - mu.mean(0)).square().sum(1)
+    return index[distance.argmin()].item()
+
+
+def save_walk(args, name, images):
+    """A film through images (N, C, H, W), there and back."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pages = []
+        for i in range(len(images)):
+            page = Path(scratch, f"{i}.png")
+            save_grid(page, enlarge(images[i:i + 1], args.scale), 1)
+            pages.append(page)
+        save_gif(args, name, pages + pages[::-1])
+
+
+def manifold(source, args):
+    """--manifold, --uniform LO HI: the plane of the two most active latent units, the others at
+    their mean; an image for each class where the model takes labels."""
+    if source.latent < 2:
+        fail("--manifold needs a z of at least two dimensions; try --traverse")
+    mean, deviation = spread(source)
+    units = most_active(source.model, deviation)[:2].sort().values
+    side = 2 * args.steps
+    places = places_on_axis(side, args.uniform)
+    grid = torch.cartesian_prod(places.flip(0), places).flip(1)   # z_1 to the right, z_2 upwards
+    if args.uniform is None:
+        grid = mean[units] + deviation[units] * grid
     z = mean.repeat(len(grid), 1)
-    z[:, units] = grid if span else mean[units] + deviation[units] * grid
-    labels = range(len(run.names)) if run.model.classes and run.label is None else [run.label or 0]
-    for label in labels:
-        name = "uniform" if span else "manifold"
-        name += f"_{run.names[label]}" if run.model.classes else ""
-        run.show(name, run.draw(z, torch.full((len(z),), label)), side)
+    z[:, units] = grid
+
+    for label in chosen_labels(source, range(len(source.names))):
+        name = "manifold" if args.uniform is None else "uniform"
+        if source.model.classes > 0:
+            name = f"{name}_{source.names[label]}"
+        images = draw(source.model, z, torch.full((len(z),), label), args)
+        save_images(args, name, images, side)
 
 
-def traverse(run):
-    mean, deviation = run.spread()
-    units, steps = most_active(run.model, deviation)[:10], run.wish.steps
-    z = mean.repeat(len(units), steps, 1)
+def traverse(source, args):
+    """--traverse: one row per most active latent unit, from -3 to 3 standard deviations."""
+    mean, deviation = spread(source)
+    units = most_active(source.model, deviation)[:10].tolist()
+    z = mean.repeat(len(units), args.steps, 1)   # (units, steps, latent)
     for row, unit in enumerate(units):
-        z[row, :, unit] += deviation[unit] * torch.linspace(-3, 3, steps)
-    x = run.draw(z.flatten(0, 1), torch.full((len(units) * steps,), run.label or 0))
-    name = "traverse" if run.label is None else f"traverse_{run.names[run.label]}"
-    run.show(name, x, steps, [f"z {unit + 1}" for unit in units.tolist()])
+        z[row, :, unit] += deviation[unit] * torch.linspace(-3, 3, args.steps)
+    z = z.flatten(0, 1)
+    images = draw(source.model, z, torch.full((len(z),), source.label or 0), args)
+    name = "traverse"
+    if source.label is not None:
+        name = f"traverse_{source.names[source.label]}"
+    save_images(args, name, images, args.steps, [f"z {unit + 1}" for unit in units])
 
 
 def evenly(n, data, flag):
-    """Indices of n test images, which may be stored in the order of their classes."""
-    check(n <= len(data.x_test), f"{flag} {n}: there are {len(data.x_test)} test images")
+    """Indices of n test images from the first to the last: they may be stored class by class."""
+    if n > len(data.x_test):
+        fail(f"{flag} {n}: there are {len(data.x_test)} test images")
     return torch.linspace(0, len(data.x_test) - 1, n).long()
 
 
-def reconstruct(run):
-    data, n = run.data(), run.wish.reconstruct
-    index, columns = evenly(n, data, "--reconstruct"), min(n, run.wish.columns)
+def reconstruct(source, args):
+    """--reconstruct N: test images, what each model makes of them, and the absolute difference."""
+    n, data = args.reconstruct, source.data
+    index = evenly(n, data, "--reconstruct")
     x, y = data.x_test[index] / 255, data.y_test[index]
-    rows, names = [x.cpu()], ["original"]
-    for kind, model in zip(kinds(run.models, run.args), run.models.values(), strict=True):
-        rows.append(run.draw(model.encode(x, y)[0], y, model))
-        rows.append((rows[-1] - rows[0]).abs())
-        names += [kind, "difference"]
-    rows = F.pad(torch.stack(rows), [0] * 7 + [-n % columns], value=1)   # white where none is left
-    rows = rows.unflatten(1, (-1, columns)).transpose(0, 1)   # (blocks, rows, columns, C, H, W)
-    run.show(f"reconstruction_of_{n}", rows.flatten(0, 2), columns, names * len(rows))
+    rows = {"original": x.cpu()}
+    differences = {}
+    for model in source.models.values():
+        mu, _ = model.encode(x, y)
+        rows[model.name] = draw(model, mu, y, args)
+        differences[model.name] = (rows[model.name] - x.cpu()).abs()
+
+    columns = min(n, args.columns)
+    parts, names = [], []
+    for start in range(0, n, columns):   # as many images as fit side by side, then the next ones
+        for name, images in rows.items():
+            parts.append(filled_row(images, start, columns))
+            names.append(name)
+            if name in differences:
+                parts.append(filled_row(differences[name], start, columns))
+                names.append("difference")
+    save_images(args, f"reconstruction_of_{n}", torch.cat(parts), columns, names)
 
 
-def tsne(run):
+def filled_row(images, start, columns):
+    """`columns` images from `start` on, white where none is left."""
+    part = images[start:start + columns]
+    white = torch.ones(columns - len(part), *images.shape[1:])
+    return torch.cat([part, white])
+
+
+def tsne(source, args):
+    """--tsne N: a map of the codes of N test images that keeps neighbours together."""
+    need_package("sklearn", "scikit-learn", "--tsne")
+    need_package("matplotlib", "matplotlib", "--tsne")
     from sklearn.manifold import TSNE
-    data, n = run.data(), run.wish.tsne
-    check(5 <= n <= len(data.x_test), f"--tsne {n}: give 5 to {len(data.x_test)}, the test images")
-    check(run.latent >= 2, "--tsne needs a z of two dimensions or more; try --samples 64")
-    index = evenly(n, data, "--tsne")
-    mu = codes(run.model, data)[0][index]
-    points = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=run.wish.seed)
-    save_map(run.path(f"tsne_{n}.png"), points.fit_transform(mu.numpy()), data.y_test[index],
-             data.classes, "t-SNE of mu")
+    n, total = args.tsne, len(source.data.x_test)
+    if not 5 <= n <= total:
+        fail(f"--tsne {n}: use 5 to {total}, the number of test images")
+    if source.latent < 2:
+        fail("--tsne needs a z of at least two dimensions; try --samples 64")
+    index = evenly(n, source.data, "--tsne")
+    mu = source.posteriors[0][index]
+    method = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=args.seed)
+    points = method.fit_transform(mu.numpy())
+    save_map(args, f"tsne_{n}", points, source.data, index, "t-SNE of mu")
 
 
-def pca(run):
+def pca(source, args):
+    """--pca: a map of the codes of all test images along their two main components."""
+    need_package("sklearn", "scikit-learn", "--pca")
+    need_package("matplotlib", "matplotlib", "--pca")
     from sklearn.decomposition import PCA
-    data = run.data()
-    check(run.latent >= 2 and len(data.x_test) >= 2,
-          "--pca needs a z of two dimensions or more, and two test images; try --samples 64")
-    model = PCA(2).fit(mu := codes(run.model, data)[0].numpy())
-    share = model.explained_variance_ratio_.sum()
+    total = len(source.data.x_test)
+    if source.latent < 2 or total < 2:
+        fail("--pca needs a z of at least two dimensions and two test images; try --samples 64")
+    mu = source.posteriors[0].numpy()
+    method = PCA(2).fit(mu)
+    share = method.explained_variance_ratio_.sum()
     title = f"two main components of mu, {share:.0%} of its variance"
-    save_map(run.path("pca.png"), model.transform(mu), data.y_test, data.classes, title)
+    save_map(args, "pca", method.transform(mu), source.data, torch.arange(total), title)
 
 
-def save_map(path, points, y, classes, title):
-    """Points (n, 2), coloured and named by their labels y (n,)."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes, y = figure.subplots(), y.cpu()
-    dots = axes.scatter(*points.T, s=8, c=y, cmap="tab10" if len(classes) <= 10 else "tab20")
-    if 1 < len(classes) <= 20:   # more classes than colours: no key would help
-        names = [classes[label] for label in y.unique()]
-        axes.legend(dots.legend_elements(num=None)[0], names, loc=6, bbox_to_anchor=(1, 0.5))
-    axes.set(title=title, xticks=[], yticks=[])
-    figure.savefig(path)
+def scatter(source, args):
+    """--scatter: the codes of all test images, of a z with two dimensions."""
+    need_package("matplotlib", "matplotlib", "--scatter")
+    if source.latent != 2:
+        other = "--pca" if source.latent > 2 else "--samples 64"
+        fail(f"--scatter needs a z of two dimensions, not {source.latent}; try {other}")
+    means = {}
+    for model in source.models.values():
+        means[model.name], _ = codes(model, source.data)
+    path = output_path(args, "scatter.png")
+    save_latent(path, means, source.data, source.model.args)
+    print(path)
 
 
-def scatter(run):
-    check(run.latent == 2, f"--scatter needs a z of two dimensions, not {run.latent}; try "
-          + ("--pca" if run.latent > 2 else "--samples 64"))
-    data, models = run.data(), zip(kinds(run.models, run.args), run.models.values(), strict=True)
-    means = {kind: codes(model, data)[0] for kind, model in models}
-    save_latent(run.path("scatter.png"), means, data, fixed=not run.autoencoder)
+def need_package(module, package, flag):
+    """End the program if an optional package, imported as `module`, is not installed."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        fail(f"{flag} needs {package}, which is not installed; pip install {package}")
 
 
-def epochs_gif(run):
-    """samples.gif over the checkpoints of all epochs, or of those that a GAN kept; and, of a 2-D z,
-    latent.gif."""
-    files = sorted(run.folder.glob("checkpoint_*.pt"), key=lambda file: int(file.stem[11:]))
-    check(len(files) > 1 and (run.script == "gan" or len(files) == len(read_log(run.folder))),
-          f"--gif needs a checkpoint of every epoch, and {run.folder} has {len(files)}; train with "
-          "--save-every 1")
-    data = run.data() if run.script != "gan" and run.latent == 2 else None
-    z, y = run.prior(range(64), run.label)
-    frames, clouds = [], []
-    for file in files:
-        model = rebuild(load_checkpoint(file))[0][""].to(run.device)
-        frames.append(run.enlarge(run.draw(z, y, model)))
-        clouds += [codes(model, data)[0]] if data else []
-    save_gif(run.path("samples.gif"), frames,
-             lambda part, x: save_grid(part, x, run.wish.columns))
-    if data:
-        clouds = [{f"epoch {epoch}": mu} for epoch, mu in enumerate(clouds, 1)]
-        save_gif(run.path("latent.gif"), clouds,
-                 lambda part, means: save_latent(part, means, data, fixed=not run.autoencoder))
+def gif(source, args):
+    """--gif: samples.gif over all epochs, or over the checkpoints that a GAN kept; latent.gif, too,
+    if z has two dimensions."""
+    files = kept_checkpoints(source)
+    with_map = source.latent == 2 and source.model.has_encoder
+    if with_map:
+        with_map = has_package("matplotlib", "latent.gif")
+    z, y = draw_codes(source, range(64), source.label, args.seed)
+    sample_pages, map_pages = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for epoch, file in enumerate(files, 1):
+            with contextlib.redirect_stdout(io.StringIO()):   # what it warns of was said before
+                _, _, models = load_models(file, source.device)
+            model = models[""]
+            page = Path(scratch, f"samples_{epoch}.png")
+            save_grid(page, enlarge(draw(model, z, y, args), args.scale), args.columns)
+            sample_pages.append(page)
+            if with_map:
+                mu, _ = codes(model, source.data)
+                page = Path(scratch, f"latent_{epoch}.png")
+                save_latent(page, {f"epoch {epoch}": mu}, source.data, model.args)
+                map_pages.append(page)
+        save_gif(args, "samples.gif", sample_pages)
+        if with_map:
+            save_gif(args, "latent.gif", map_pages)
 
 
-def save_gif(path, frames, save):
-    """A film of what `save` writes of each frame."""
-    from PIL import Image
-    pages, part = [], path.with_suffix(".part.png")
-    for frame in frames:
-        save(part, frame)
-        pages.append(Image.open(part).quantize())   # its own 256 colours, and no dithering
-    part.unlink()
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=200, loop=0)
+def kept_checkpoints(source):
+    """The checkpoints of all epochs in their order, or those that a run by iterations kept."""
+    files = {}
+    for file in source.folder.glob("checkpoint_*.pt"):
+        files[int(file.stem.removeprefix("checkpoint_"))] = file
+    steps = sorted(files)
+    by_epoch = hasattr(source.model.args, "epochs")
+    if len(steps) < 2 or (by_epoch and steps != list(range(1, len(steps) + 1))):
+        fail(f"--gif needs a checkpoint of every epoch, and {source.folder} has {len(steps)}; "
+             "train with --save-every 1")
+    return [files[step] for step in steps]
 
 
-def explore(run):
-    check(run.latent >= 2, "--explore needs a z of two dimensions or more; try --samples 64")
-    save_explorer(run.path("explorer.html"), run.models, run.args, run.known)
+def explore(source, args):
+    """--explore: a page for the browser in which the decoder runs."""
+    if source.latent < 2:
+        fail("--explore needs a z of at least two dimensions; try --samples 64")
+    units = most_active(source.model, torch.ones(source.latent)).tolist()
+    path = output_path(args, "explorer.html")
+    save_explorer(path, source.models, source.card, units, source.script)
+    print(path)
 
 
-def save_explorer(path, models, args, data):
-    """explorer.html with the decoders of {prefix: model} in it, `data` being as in a checkpoint."""
-    names, (first, *_) = kinds(models, args), models.values()
-    units = most_active(first, torch.ones(args.latent)).tolist()
-    page = {"title": f"{' and '.join(names)} of {data['name']}", "latent": args.latent,
-            "units": sorted(units[:2]) + units[2:], "prior": args.beta > 0,
-            "shape": data["shape"], "classes": data["classes"] if first.classes else [],
-            "models": [{"name": name, "classes": model.classes, "layers": pack(model.decoder)}
-                       for name, model in zip(names, models.values(), strict=True)]}
-    template = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
-    filled = json.dumps(page).replace("<", "\\u003c")   # a class may be called </script>
-    Path(path).write_text(template.replace("MODEL</", filled + "</"), encoding="utf-8")
+# --------------------------------------------------------------------------------- flags and main
+
+DRAW = {
+    "samples": samples,
+    "classes": classes,
+    "interpolate": interpolate,
+    "digits": interpolate,
+    "manifold": manifold,
+    "traverse": traverse,
+    "reconstruct": reconstruct,
+    "tsne": tsne,
+    "pca": pca,
+    "scatter": scatter,
+    "explore": explore,
+    "gif": gif,
+}
+NEED_ENCODER = ("digits", "reconstruct", "tsne", "pca", "scatter")
+NEED_DECODER = ("manifold", "traverse", "explore")
 
 
-def pack(decoder):
-    """The layers of a decoder as explorer.html knows them, numbers as base64 of float16."""
-    def text(tensor):
-        return base64.b64encode(tensor.detach().cpu().numpy().astype("<f2").tobytes()).decode()
+def flags():
+    parser = Parser(__file__, __doc__, usage="RUN [flags]")
+    count = number(int, 1)
+    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    group = parser.add_argument_group("what to draw")
+    only = group.add_mutually_exclusive_group()
+    only.add_argument("--samples", type=count, metavar="N",
+                      help="from the prior (default: 64); an autoencoder has none: from a Gaussian "
+                      "fitted to its codes")
+    only.add_argument("--classes", action="store_true", help="samples, one class per row")
+    only.add_argument("--interpolate", type=number(int, 0), nargs=2, metavar=("A", "B"),
+                      help="from test image A to B, straight and on a sphere; GAN: seeds")
+    only.add_argument("--digits", nargs=2, metavar=("A", "B"),
+                      help="the same between the images nearest to two class means")
+    only.add_argument("--manifold", action="store_true",
+                      help="the latent plane by the quantiles of the prior, for each class")
+    only.add_argument("--traverse", action="store_true",
+                      help="one row per most active latent unit, from -3 to 3 deviations")
+    only.add_argument("--reconstruct", type=count, metavar="N",
+                      help="test images, their reconstructions, the difference")
+    only.add_argument("--tsne", type=count, metavar="N",
+                      help="t-SNE map of the codes of N test images")
+    only.add_argument("--pca", action="store_true",
+                      help="map of the codes, two main components")
+    only.add_argument("--scatter", action="store_true", help="the codes of a two-dimensional z")
+    only.add_argument("--explore", action="store_true",
+                      help="a page for the browser to move through latent space")
+    group.add_argument("--gif", action="store_true",
+                       help="samples over the epochs of a run with --save-every 1; or the way of "
+                       "--interpolate")
+    group = parser.add_argument_group("how")
+    group.add_argument("--digit", "--class", dest="label", metavar="NAME",
+                       help="samples, plane or rows of this class")
+    group.add_argument("--uniform", type=number(float, -math.inf, above=True), nargs=2,
+                       metavar=("LO", "HI"), help="the plane of --manifold in even steps")
+    group.add_argument("--steps", type=number(int, 2), default=10, metavar="N",
+                       help="images of an interpolation or a row")
+    group.add_argument("--show", choices=("mean", "sample"), default="mean", help="of p(x|z)")
+    group.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
+                       help="of the samples")
+    group.add_argument("--columns", type=count, default=8, metavar="N",
+                       help="images in a row of samples")
+    group.add_argument("--scale", type=count, default=1, metavar="N",
+                       help="enlarge images by this factor")
+    group = parser.add_argument_group("where")
+    group.add_argument("--out", metavar="DIR",
+                       help="folder (default: the run's own; pictures for a file in no run)")
+    group.add_argument("--data", metavar="DIR",
+                       help="folder of the named data sets (default: the run's)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
+    return parser
 
-    layers = []
-    for layer in decoder:
-        match layer:
-            case nn.Linear() | nn.ConvTranspose2d():
-                kind = "linear" if isinstance(layer, nn.Linear) else "up"
-                layers.append({"kind": kind, "weight": text(layer.weight),
-                               "bias": text(layer.bias)})
-            case nn.BatchNorm2d():
-                scale = layer.weight / (layer.running_var + layer.eps).sqrt()
-                shift = layer.bias - layer.running_mean * scale
-                layers.append({"kind": "norm", "scale": text(scale), "shift": text(shift)})
-            case nn.ReLU() | nn.LeakyReLU():
-                slope = getattr(layer, "negative_slope", 0)
-                layers.append({"kind": "relu", "slope": slope})
-            case _:   # what does nothing here; a layer that does something must not be lost
-                assert isinstance(layer, nn.Dropout | nn.Dropout2d | nn.Unflatten), layer
-    return layers
+
+def requested(args):
+    """The key of DRAW that the flags ask for."""
+    kind = None
+    for name in DRAW:
+        if name != "gif" and getattr(args, name):
+            kind = name
+    if args.uniform is not None:
+        if kind not in (None, "manifold"):
+            fail(f"--uniform goes with --manifold, not with --{kind}; remove it")
+        kind = "manifold"
+    if args.gif and kind != "interpolate":
+        if kind is not None:
+            fail(f"--gif goes alone or with --interpolate, not with --{kind}; remove it")
+        kind = "gif"
+    return kind or "samples"
 
 
-PICTURES = {"samples": samples, "classes": classes, "interpolate": interpolate,
-            "digits": interpolate, "manifold": manifold, "traverse": traverse,
-            "reconstruct": reconstruct, "tsne": tsne, "pca": pca, "scatter": scatter,
-            "explore": explore, "uniform": manifold}   # last: it goes with --manifold, or alone
+def check_model(source, args, kind):
+    """End the program if this model cannot draw what the flags ask for."""
+    model = source.model
+    if not model.has_encoder and (kind in NEED_ENCODER or model.is_autoencoder):
+        fail(f"--{kind} needs codes of images, but the model of {source.script} has no encode(); "
+             "try --samples 64")
+    if kind in NEED_DECODER and not model.has_likelihood:
+        fail(f"--{kind} needs p(x|z), but the model of {source.script} has no decode(); "
+             "try --samples 64")
+    if args.show == "sample" and not model.has_likelihood:
+        fail(f"--show sample needs p(x|z), but the model of {source.script} has no decode(); "
+             "remove it")
+
+    by_class = kind == "classes" or source.label is not None
+    if by_class and model.classes == 0 and not model.has_encoder:
+        remedy = "try --samples 64"
+        if hasattr(model.args, "conditional"):
+            remedy = "train with --conditional"
+        fail(f"the model of {source.script} takes no labels, so that no class can be asked for; "
+             f"{remedy}")
+
+    takes_label = ["samples", "gif"]
+    if model.classes > 0:
+        takes_label += ["interpolate", "digits", "manifold", "traverse"]
+    if source.label is not None and kind not in takes_label:
+        fail(f"--class cannot be combined with --{kind} of this {model.name}; remove it")
+
+
+def make_folder(folder):
+    """End the program before all the work if the folder cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
 
 
 def main(argv=(), **overrides):
-    """Make the picture that the flags ask for."""
-    args, _ = parse_flags(flags(), argv, overrides)
-    run = Run(args)
-    wish = next((name for name in PICTURES if getattr(args, name) not in (None, False)), "samples")
-    can = set(PICTURES)
-    if run.script == "gan":   # it has no encoder, and a plane of 128 dimensions is none
-        can = {"samples", "interpolate"} | ({"classes"} if run.model.classes else set())
-    check(wish in can, f"--{wish} is no picture of this {run.script}, which can make --"
-          + ", --".join(sorted(can)))
-    takes = {"samples"} | ({"interpolate", "digits", "manifold", "uniform", "traverse"} & can
-                           if run.model.classes else set())
-    check(run.label is None or wish in takes,
-          "--class of this model goes with --" + ", --".join(sorted(takes)))
-    check(not args.uniform or wish in ("manifold", "uniform"), "--uniform goes with --manifold")
-    check(args.show == "mean" or run.script != "gan", "--show sample needs a p(x|z), which a GAN "
-          "does not have")
-    walk = args.gif and wish == "interpolate"
-    check(not args.gif or walk or not getattr(args, wish),
-          "--gif goes alone, or with --interpolate")
-    (epochs_gif if args.gif and not walk else PICTURES[wish])(run)
+    """Draw what the flags ask for: main([RUN, "--samples=8"]) or main([RUN], samples=8)."""
+    args = parse(flags(), argv, overrides)
+    kind = requested(args)
+    source = Source(args)
+    check_model(source, args, kind)
+
+    if args.out is None:
+        in_run = (source.folder / "args.txt").exists()
+        args.out = source.folder if in_run else "pictures"
+    args.out = Path(args.out)
+    make_folder(args.out)
+    DRAW[kind](source, args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributions import Bernoulli
+from torch.distributions import Bernoulli, Independent
 from torch.nn import functional as F
 
 from common import batches, fail, load_data
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
             channels = width
         self.body = nn.Sequential(
             *layers,
-            nn.AdaptiveAvgPool2d(3), nn.Flatten(),        # (B, 576), whatever H and W
+            nn.AdaptiveAvgPool2d(3), nn.Flatten(),        # (B, 64 * 3 * 3), whatever H and W
             nn.Linear(576, 64), nn.LayerNorm(64), nn.ReLU(),
         )
         self.head = nn.Linear(self.num_features, classes)
@@ -63,8 +63,8 @@ def can_train_classifier(data):
 def classifier(data, cache="results/cache", quiet=False, robust=False):
     """The Classifier of a labelled data set; `accuracy` is that on its real test images.
 
-    A robust one saw blurred images, too: the other takes many a soft 4 of a VAE for a 1. It is not
-    used for distances, since it does not mind what a distance should.
+    A robust one was trained on blurred images, too: the other takes many a soft 4 of a VAE for a 1.
+    For distances the other is used, since they should notice blur.
     """
     kind = "robust-classifier" if robust else "classifier"
     network = trained_network(data, kind, cache, quiet)
@@ -186,11 +186,14 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
     if not can_train_classifier(data):
         source = stand_in(data.x_train.shape[1], folder, device)
     if source is None:
-        name, network = "autoencoder", trained_network(data, "autoencoder", cache, quiet)
-        described, size = f"autoencoder of {data.name}", data.x_train.shape[2:]
+        name = "autoencoder"
+        network = trained_network(data, "autoencoder", cache, quiet)
+        size = data.x_train.shape[2:]
+        described = f"autoencoder of {data.name}"
     else:
         name = "classifier" if source is data else source.name.lower()
-        network, size = classifier(source, cache, quiet), source.x_train.shape[2:]
+        network = classifier(source, cache, quiet)
+        size = source.x_train.shape[2:]
         described = (f"classifier of {source.name}, right on {network.accuracy:.2%} of its "
                      "test images")
     if not quiet:
@@ -200,7 +203,6 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
 
 def inception(kind, device):
     """Inception v3's 2,048 features; None, and a line that says so, without its weights."""
-    from torchmetrics.image.fid import NoTrainInceptionV3
     path = None
     if kind != "inception":
         path = kind
@@ -208,6 +210,7 @@ def inception(kind, device):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)
     try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
     except (ImportError, OSError, RuntimeError) as error:
         print(f"Inception's weights are not available ({error}); using a classifier instead")
@@ -318,6 +321,7 @@ def feature_identity(features):
 
 
 def between(metric, real, fake):
+    """What a metric of torchmetrics says of two sets of features."""
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return metric.compute()
@@ -381,13 +385,18 @@ def log_likelihood(model, x, y, z):
     """log p(x|z,y), (b, K), of K codes per image: x (b, C, H, W), y (b,), z (b, K, latent)."""
     b, k = z.shape[:2]
     p = model.decode(z.flatten(0, 1), y.repeat_interleave(k))
-    if not isinstance(p.base_dist, Bernoulli):
+    if not is_bernoulli(p):
         return p.log_prob(x.repeat_interleave(k, 0)).view(b, k)
     # log p = sum(x l - softplus(l)), l being the logits. Here sum(x l) is a matrix product, and
     # softplus is made of exp and log: log1p alone would take a CPU longer than an MLP's decoder.
     logits = p.base_dist.logits.reshape(b, k, -1)
     softplus = logits.abs().neg_().exp_().add_(1).log_().add_(logits.relu())
     return (logits @ x.reshape(b, -1, 1)).squeeze(2) - softplus.sum(2)
+
+
+def is_bernoulli(p):
+    """Whether p(x|z) is of pixels that are black or white, each by itself."""
+    return isinstance(p, Independent) and isinstance(p.base_dist, Bernoulli)
 
 
 def log_likelihoods(model, x, samples=500, noise=None):

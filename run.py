@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, 
 
 from common import (
     READERS,
+    SIGMA_MIN,
     batches,
     fail,
     fixed_images,
@@ -36,7 +37,6 @@ from common import (
 )
 
 ROOT = Path(__file__).resolve().parent
-SIGMA_MIN = 1 / 256   # a grey level; without a bound a black border would be infinitely likely
 
 # Names in `args` that are not stored: they belong to one call, not to the run.
 NOT_STORED = ("out", "resume", "quiet", "file", "script", "command")
@@ -199,6 +199,14 @@ def add_run_flags(parser):
     group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     group.add_argument("--tensorboard", action="store_true", help="log to TensorBoard, too")
+
+
+def add_training_flags(parser):
+    """What vae.py and cvae.py have besides their model."""
+    add_loss_flags(parser)
+    add_optimizer_flags(parser)
+    add_data_flags(parser)
+    add_run_flags(parser)
 
 
 def as_flags(values):
@@ -421,6 +429,7 @@ class Run:
         self.unit = "epoch" if hasattr(args, "epochs") else "iteration"
         self.last = args.epochs if self.unit == "epoch" else args.iterations
         self.board = None
+        self.rng = None     # of a resumed run, until its first step
         if args.tensorboard and not has_package("tensorboard", "TensorBoard"):
             args.tensorboard = False
         if args.resume:
@@ -463,7 +472,7 @@ class Run:
             fail(f"--out {self.folder}: {error.strerror}; use a folder that can be written")
 
     def restore(self, checkpoint):
-        """Take up the state of a checkpoint, random numbers included."""
+        """Take up the state of a checkpoint."""
         args = self.args
         if checkpoint["data"]["shape"] != list(self.data.x_train.shape[1:]) \
                 or checkpoint["data"]["classes"] != self.data.classes:
@@ -477,9 +486,7 @@ class Run:
             self.say(f"warning: {args.script}.py has changed since this run was started")
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        self.rng = checkpoint["rng"]
         if stored_flags(args) != checkpoint["args"]:   # more epochs, say
             self.write_args()
 
@@ -498,6 +505,10 @@ class Run:
         if self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(self.folder / "tensorboard", purge_step=first)
+        if self.rng is not None:   # only now: what prepares a run may draw random numbers, too
+            torch.set_rng_state(self.rng["cpu"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self.rng["cuda"])
         self.start = time.perf_counter()
         try:
             for step in range(first, self.last + 1):
@@ -796,4 +807,6 @@ def load_models(path, device="cpu"):
                  "has changed since; put the old script back")
         model.to(device).eval().requires_grad_(False)
         models[prefix] = Trained(model, model_name(model), args)
+    if "" not in models:
+        fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
     return checkpoint, module, models

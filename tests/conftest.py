@@ -30,6 +30,15 @@ def cvae_run(tmp_path_factory):
     return folder, model, log
 
 
+@pytest.fixture(scope="session")
+def out(tmp_path_factory):
+    """A folder for evaluate.py --out: its cache/ keeps the classifiers of digits, for all tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return folder.parent   # of all workers
+    return folder
+
+
 @pytest.fixture
 def refused(capsys):
     """A function that runs a script's main, expects it to be refused, and returns the one line:

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
 import pytest
 
-import benchmark
 import cvae
 import demo
 import evaluate

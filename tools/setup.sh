@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: go to the project's folder and see that .venv is complete.
-cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+# Sourced by demo.sh and test.sh: go to the root of the project and see that .venv is complete.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 stamp=.venv/requirements.txt   # a copy, written last: the set-up is done while the two are equal
 
 fits() {   # do the installed torch and torchvision belong together?

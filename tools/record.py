@@ -1,4 +1,4 @@
-"""Write results/README.md from what lies in results/runs/: python results/record.py
+"""Write results/README.md from what lies in results/runs/: python -m tools.record
 
 `result` is the mean over the seeds of one column in the last row of each log. No result is typed:
 the numbers in the findings come from the logs as well, and only what is said about them, what was
@@ -11,7 +11,8 @@ import re
 import statistics
 from pathlib import Path
 
-RUNS = Path(__file__).parent / "runs"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+RUNS = RESULTS / "runs"
 COLUMNS = ("experiment", "command", "n", "result", "sd", "epoch_s", "device", "reference", "source")
 PLOT = "DLA_interview, read off its plot"
 PYTORCH = "pytorch/examples vae, 10 epochs"
@@ -158,7 +159,7 @@ EXPERIMENTS = [
 
 TEXT = """# The record
 
-Every result of ours comes from a log in [runs](runs), and `python results/record.py` writes this
+Every result of ours comes from a log in [runs](runs), and `python -m tools.record` writes this
 page from them. `python vae.py @results/runs/vae-mnist-s1/args.txt` replays a run. Losses are nats
 per image on the whole test set after the last epoch, with z sampled; on grey pixels they are
 cross-entropies and not likelihoods. `epoch_s` is the median length of an epoch, training and test,
@@ -438,21 +439,21 @@ the floor. `loss` is that of the test after two epochs. Nothing else ran on the 
 no GPU: twenty times the usual loop, within three times of the products, was aimed at on one and is
 not measured.
 
-784-400-20, `python benchmark.py`: a third of the usual epoch, which was aimed at, is reached with
---amp and missed in float32, where half is left; to the test loss at which pytorch/examples ends it
-takes less than a fifth of the usual seconds, which was aimed at too. --compile gains nothing on
-this processor.
+784-400-20, `python -m tools.benchmark`: a third of the usual epoch, which was aimed at, is reached
+with --amp and missed in float32, where half is left; to the test loss at which pytorch/examples
+ends it takes less than a fifth of the usual seconds, which was aimed at too. --compile gains
+nothing on this processor.
 
 {speed}
 
-The convolutional network of vae.py, 32 channels, on 6,400 training images, `python benchmark.py
---model conv`: here the products themselves are most of the time, and --amp, whose products are of
-bfloat16, ends below those of float32.
+The convolutional network of vae.py, 32 channels, on 6,400 training images, `python -m
+tools.benchmark --model conv`: here the products themselves are most of the time, and --amp, whose
+products are of bfloat16, ends below those of float32.
 
 {speed_conv}
 
-WGAN-GP, `python benchmark.py --model gan`: 0.65 of the usual step was aimed at in float32 and a
-third with --amp. The first is reached, the second is not: a double backward through many small
+WGAN-GP, `python -m tools.benchmark --model gan`: 0.65 of the usual step was aimed at in float32 and
+a third with --amp. The first is reached, the second is not: a double backward through many small
 convolutions is what is left.
 
 {speed_gan}
@@ -476,6 +477,7 @@ def read_run(folder):
     if "fid" in rows[-1]:
         rows[-1]["best_fid"] = min(row["fid"] for row in rows)
     command = re.sub(r" --(seed|out|save-every)[ =]\S+| --quiet", "", command[2:])
+    command = command.replace("-m results.", "-m tools.")   # where pca.py was when it was run
     layers = re.search(r"^--layers=\d", args_text, re.MULTILINE)
     if folder.name.startswith("heldout") and layers and "--layers" not in command:
         command += f" {layers[0]}"   # what was the default then need not be it today
@@ -615,7 +617,7 @@ MODELS = [
 ]
 BOX = """# Small trained models
 
-Half precision weights, made by `python -m results.pack RUN FILE` of recorded runs. They need no
+Half precision weights, made by `python -m tools.pack RUN FILE` of recorded runs. They need no
 data, no network: `python generate.py results/models/cvae-mnist.pt --digit 9`. Losses are nats per
 image on the test set; those of the grey data sets are cross-entropies, that of cvae-conv-mnist is a
 bound on a likelihood, its pixels being black or white.
@@ -641,9 +643,9 @@ def main():
              for name, file in (("speed", "table.txt"), ("speed_conv", "conv.txt"),
                                 ("speed_gan", "gan.txt"))}
     text = TEXT.format_map(Text(table=table, **speed, **findings()))
-    (Path(__file__).parent / "README.md").write_text(text)
+    (RESULTS / "README.md").write_text(text)
     cards = "\n".join(card(*model) for model in MODELS)
-    (Path(__file__).parent / "models" / "README.md").write_text(BOX.format(cards=cards))
+    (RESULTS / "models" / "README.md").write_text(BOX.format(cards=cards))
     save_birds()
 
 
