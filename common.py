@@ -65,7 +65,8 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
     x_train, y_train = random_subset(x_train, y_train, train_size, "--train-size")
     x_test, y_test = random_subset(x_test, y_test, test_size, "--test-size")
     x_train, x_test = resize(x_train, image_size), resize(x_test, image_size)
-    return Data(path.stem, x_train.to(device), y_train.to(device),
+    name = path.name if path.is_dir() else path.stem
+    return Data(name, x_train.to(device), y_train.to(device),
                 x_test.to(device), y_test.to(device), classes)
 
 
@@ -109,10 +110,12 @@ def read_torchvision(name, folder):
             train = dataset(folder, train=True, download=True)
             test = dataset(folder, train=False, download=True)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
-        if name == "CIFAR10":
-            place, files = Path(folder), [dataset.filename]
+        if hasattr(dataset, "filename"):   # CIFAR10 is one file
+            place = Path(folder)
+            files = [dataset.filename]
         else:
-            place, files = Path(folder, name, "raw"), [file for file, _ in dataset.resources]
+            place = Path(folder, name, "raw")
+            files = [file for file, _ in dataset.resources]
         fail(f"--dataset {name} is not complete in {place} and could not be downloaded ({error}); "
              f"put {', '.join(files)} there, or use --dataset digits")
     finally:
@@ -160,7 +163,7 @@ def read_npz(path):
     if "classes" in arrays:
         classes = [str(name) for name in arrays["classes"].flat]
     else:
-        n_classes = min(int(y_train.max()) + 1, len(y_train))   # a label of 10^9 is an error
+        n_classes = min(int(y_train.max()) + 1, len(y_train))   # one stray 10^9 is not 10^9 classes
         classes = [str(label) for label in range(n_classes)]
     low, high = torch.cat([y_train, y_test]).aminmax()
     if low < 0 or high >= len(classes):
@@ -337,23 +340,26 @@ def draw_eps(x, args, generator=None):
 
 
 def active_units(mu):
-    """How many units of mu (N, d) vary by more than 0.01 over the data (arXiv 1509.00519)."""
+    """Number of units of mu (N, d) whose variance over the data is above 0.01 (arXiv 1509.00519,
+    section 5.3)."""
     return int((mu.var(0, unbiased=False) > 0.01).sum())
 
 
 def beta_at(epoch, args):
     """The weight of the KL in epoch 1, 2 ... args.epochs.
 
-    constant: beta. linear: from 0 in the first epoch to beta in epoch --beta-warmup (default: the
-    last) and after (Bowman et al. 2016, arXiv 1511.06349). cyclical: that in each of four cycles,
-    the warm-up being a whole cycle by default (Fu et al. 2019, arXiv 1903.10145).
+    constant: beta. linear: a ramp from 0 in the first epoch to beta in epoch --beta-warmup, by
+    default the last (Bowman et al. 2016, arXiv 1511.06349). cyclical: the ramp four times over,
+    each as long as its cycle by default (Fu et al. 2019, arXiv 1903.10145).
     """
     if args.beta_schedule == "constant":
         return args.beta
-    start, end = 0, args.epochs   # the epochs finished before this cycle, and with it
+    start = 0                   # the last epoch before this cycle
+    end = args.epochs           # the last epoch of this cycle
     if args.beta_schedule == "cyclical":
         for cycle in range(4):
-            start, end = round(args.epochs * cycle / 4), round(args.epochs * (cycle + 1) / 4)
+            start = round(args.epochs * cycle / 4)
+            end = round(args.epochs * (cycle + 1) / 4)
             if epoch <= end:
                 break
     warmup = args.beta_warmup or end - start
@@ -367,30 +373,44 @@ class Means:
     """
 
     def __init__(self):
-        self.sums = {}     # {name: [sum over a batch, ...]}
-        self.counts = {}   # {name: images}
+        self.sums = {}      # {name: [sum over a batch, ...]}
+        self.steps = {}     # {name: [step of that batch, ...]}
+        self.counts = {}    # {name: images}
+        self.step = 1
+        self.added = set()  # the names that this step has so far
 
     def add(self, terms, prefix=""):
-        """Terms of a batch, {name: (B,)}; `prefix` is put in front of their names."""
+        """Terms of a batch, {name: (B,)}; `prefix` is put in front of their names. A name that
+        comes again begins the next step."""
         for name, values in terms.items():
             name = prefix + name
+            if name in self.added:
+                self.step += 1
+                self.added = set()
+            self.added.add(name)
+            self.steps.setdefault(name, []).append(self.step)
             self.sums.setdefault(name, []).append(values.detach().sum())
             self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def compute(self, when):
-        """{name: mean}. Ends the program if one is not finite and says which broke first, `when`
-        being "epoch 3", say."""
-        means, broken = {}, None
+        """{name: mean}. Ends the program if one is not finite, and says which broke first; `when`
+        is "epoch 3", say."""
+        means = {}
+        culprit = None
+        first_step = math.inf
         for name, sums in self.sums.items():
             sums = torch.stack(sums).cpu().double()   # many sums outgrow the 24 bits of a float
             means[name] = (sums.sum() / self.counts[name]).item()
-            bad = (~sums.isfinite()).nonzero()
-            # Within a step the terms come after their totals: the last one is the culprit.
-            if len(bad) > 0 and (broken is None or bad[0].item() <= broken[0]):
-                broken = bad[0].item(), name
-        if broken is not None:
-            step, name = broken
-            fail(f"{name} is not finite in step {step + 1} of {when}; try a smaller --lr", status=1)
+            if math.isfinite(means[name]):
+                continue
+            broken = (~sums.isfinite()).nonzero()[0].item()
+            step = self.steps[name][broken]
+            if step <= first_step:   # of one step the last: terms are added after their total
+                culprit = name
+                first_step = step
+        if culprit is not None:
+            fail(f"{culprit} is not finite in step {first_step} of {when}; try a smaller --lr",
+                 status=1)
         return means
 
 

@@ -28,8 +28,8 @@ class CVAE(nn.Module):
     """The encoder q(z|x,y) = N(mu, diag(exp(logvar))) and the decoder p(x|z,y).
 
     y (B,) are labels below `classes`; with no classes it is the twin, and does not look at y.
-    shape: (C, H, W) of the images. generate.py draws z from N(0, I); give a model with another
-    prior a method prior() that returns a distribution over z (latent,).
+    shape: (C, H, W) of the images. For a prior other than N(0, I) add a method prior() that
+    returns a distribution over z (latent,), and use it in loss_terms and save_figures.
     """
 
     def __init__(self, shape, classes, args):
@@ -38,7 +38,7 @@ class CVAE(nn.Module):
         self.args = args
         channels, height, width = shape
         outputs = channels
-        if args.likelihood == "gaussian" and args.sigma == "pixel":
+        if args.likelihood != "bernoulli" and args.sigma == "pixel":
             outputs = 2 * channels                  # a mean and a sigma for every pixel
         n_x = math.prod(shape) + classes            # numbers that the encoder sees
         n_z = args.latent + classes                 # numbers that the decoder sees
@@ -50,15 +50,16 @@ class CVAE(nn.Module):
         else:
             self.encoder = conv_encoder(channels + classes, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
-        if args.likelihood == "gaussian" and args.sigma == "learned":
+        if args.likelihood != "bernoulli" and args.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.tensor(-1.0))
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
     def with_label(self, h, y):
         """h (B, n, ...), y (B,) -> (B, n + classes, ...): the label one-hot, in constant planes."""
-        label = y[:, None] == torch.arange(self.classes, device=y.device)      # (B, classes)
-        label = label.view(len(y), self.classes, *[1] * (h.ndim - 2))
-        return torch.cat([h, label.expand(-1, -1, *h.shape[2:])], dim=1)
+        one_hot = y[:, None] == torch.arange(self.classes, device=y.device)    # (B, classes)
+        if h.ndim == 4:                                                        # a plane each
+            one_hot = one_hot[:, :, None, None].expand(-1, -1, h.shape[2], h.shape[3])
+        return torch.cat([h, one_hot], dim=1)
 
     def encode(self, x, y):
         """Images (B, C, H, W) in [0, 1] -> mu, logvar of the posterior q, (B, latent) each.
@@ -75,7 +76,7 @@ class CVAE(nn.Module):
         """Codes (B, latent) -> a distribution over images (C, H, W), of batch shape (B,)."""
         h = self.decoder(self.with_label(z, y)).float()     # (B, C or 2C, H, W)
         if self.args.likelihood == "bernoulli":
-            # Not validated: on grey pixels this is a cross-entropy, and the likelihood of nothing.
+            # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
         if self.args.sigma == "learned":
             sigma = bounded_sigma(self.log_sigma)           # one number
@@ -107,9 +108,10 @@ def build(shape, classes, args):
 # ---------------------------------------------------------------------------------------- loss
 
 def loss_terms(model, x, y, eps):
-    """Reconstruction and KL in nats per image, (B,) each: their sum is the negative ELBO; and mu.
+    """Reconstruction and KL, in nats per image (B,), whose sum is the negative ELBO; and mu.
 
-    eps (B, latent): the noise of the reparameterisation (section 2.4), zeros in an autoencoder.
+    eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
+    autoencoder.
     """
     mu, logvar = model.encode(x, y)
     z = mu + torch.exp(0.5 * logvar) * eps          # a draw from the posterior q
@@ -125,13 +127,13 @@ def loss_terms(model, x, y, eps):
 # --------------------------------------------------------------------------------------- train
 
 def backward(model, x, y, eps, beta, args):
-    """Leave the gradient of the mean objective in the model. Returns the terms of x, (B,) each."""
-    terms = compiled(loss_terms) if args.compile else loss_terms
+    """The gradient of one batch; train_epoch takes the step. Returns terms of the log, (B,)."""
+    loss_fn = compiled(loss_terms) if args.compile else loss_terms
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-        recon, kl, _ = terms(model, x, y, eps)
-    objective = recon + beta * kl
+        recon, kl, _ = loss_fn(model, x, y, eps)
+    objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
-    nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # rarely at work
+    nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
             "train_recon": recon, "train_kl": kl}
 
@@ -143,7 +145,7 @@ def train_epoch(models, optimizer, scheduler, data, epoch, args):
     models.train()
     for x, y in batches(data.x_train, data.y_train, args.batch_size, shuffle=True):
         if args.binarize == "dynamic":
-            x = torch.bernoulli(x)                                  # anew in every epoch
+            x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
         optimizer.zero_grad()
         for name, model in models.items():      # the same images, the same noise
@@ -159,7 +161,7 @@ def train_epoch(models, optimizer, scheduler, data, epoch, args):
 @torch.no_grad()
 def evaluate(model, data, epoch, args):
     """Every test image once, with z sampled and beta = 1. Returns columns of the log."""
-    noise = torch.Generator(data.x_test.device).manual_seed(0)   # leaves that of training alone
+    noise = torch.Generator(data.x_test.device).manual_seed(0)   # training has its own
     means = Means()
     mus = []
     model.eval()
@@ -194,8 +196,7 @@ def save_figures(models, data, run):
 
 def flags():
     parser = Parser(__file__, __doc__)
-    model_flags = add_model_flags(parser)
-    model_flags.add_argument("--no-baseline", action="store_true", help="train no twin")
+    add_model_flags(parser).add_argument("--no-baseline", action="store_true", help="no twin")
     add_training_flags(parser)      # loss, optimiser, data, run
     return parser
 
@@ -210,7 +211,7 @@ def main(argv=(), **overrides):
 
     models = nn.ModuleDict()
     for name, classes in (("cvae", len(data.classes)), ("vae", 0)):
-        torch.manual_seed(args.seed)    # for each, so that the twin is exactly the run of vae.py
+        torch.manual_seed(args.seed)    # each from the start of vae.py: the twin is its run
         models[name] = build(data.x_train.shape[1:], classes, args).to(data.x_train.device)
     if args.no_baseline:
         del models["vae"]

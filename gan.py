@@ -3,9 +3,9 @@
 Goodfellow et al. 2014 (arXiv 1406.2661); Mao et al. 2017 (arXiv 1611.04076); Gulrajani et al. 2017
 (arXiv 1704.00028).
 
-    python gan.py --loss lsgan --iterations 6000                       # MNIST: FID 0.52, floor 0.04
-    python gan.py --conditional                                        # and one class per row
-    python gan.py --dataset digits --iterations 500 --eval-every 250   # no download
+    python gan.py --loss lsgan --iterations 6000      # MNIST: fid_classifier_10000 0.5, floor 0.04
+    python gan.py --conditional                       # one class per row
+    python gan.py --dataset digits --iterations 500   # no download
 """
 import copy
 import json
@@ -85,9 +85,9 @@ class ConditionalNorm(nn.Module):
         h = self.norm(x)                                       # (B, width, H, W)
         if self.label is None:
             return h
-        label = self.label(y)[:, :, None, None].to(h.dtype)    # (B, 2 * width, 1, 1)
-        gain, bias = label.chunk(2, dim=1)
-        return torch.addcmul(h + bias, h, gain)                # (1 + gain) * h + bias
+        gain_and_bias = self.label(y)[:, :, None, None].to(h.dtype)      # (B, 2 * width, 1, 1)
+        gain, bias = gain_and_bias.chunk(2, dim=1)
+        return torch.addcmul(h + bias, h, gain)        # (1 + gain) * h + bias, in fewer kernels
 
 
 class UpBlock(nn.Module):
@@ -110,7 +110,7 @@ class UpBlock(nn.Module):
 class DownBlock(nn.Module):
     """Residual block of the discriminator: (B, n, 2H, 2W) -> (B, width, H, W).
 
-    pixels: whether its input are the pixels, half of which are negative, too.
+    pixels: its input is the image itself; a ReLU would cut off its dark half.
     """
 
     def __init__(self, n, width, norm, pixels=False):
@@ -136,7 +136,8 @@ class Generator(nn.Module):
 
     def __init__(self, shape, classes, args):
         super().__init__()
-        self.shape, self.classes = shape, classes
+        self.shape = shape
+        self.classes = classes
         width = args.width
         self.first = nn.Linear(args.latent, width * 4 * 4)
         self.blocks = nn.ModuleList([UpBlock(width, classes) for _ in range(3)])
@@ -198,7 +199,7 @@ def gan_discriminator(real, fake):
 
 
 def gan_generator(fake):
-    return F.softplus(-fake)                                   # -log D(G(z)): does not saturate
+    return F.softplus(-fake)                                   # -log D(G(z)), non-saturating
 
 
 def lsgan_discriminator(real, fake):
@@ -220,18 +221,18 @@ def wgan_generator(fake):
 DISCRIMINATOR_LOSS = {"gan": gan_discriminator, "lsgan": lsgan_discriminator,
                       "wgan-gp": wgan_critic}
 GENERATOR_LOSS = {"gan": gan_generator, "lsgan": lsgan_generator, "wgan-gp": wgan_generator}
-# The logit above which an image passes for real; the output of a critic has no such threshold.
+# The logit above which an image passes for real. A critic has none; another loss belongs here, too.
 THRESHOLD = {"gan": 0.0, "lsgan": 0.5}
 
 
-def gradient_penalty(discriminator, real, fake, y):
+def gradient_penalty(discriminator, real_images, fake_images, y):
     """(|grad D| - 1)^2 at a point between each real image and a fake one, (B,).
 
     One alpha and one norm per image. Its own gradient is a second derivative of the critic.
     """
-    alpha = torch.rand(len(real), 1, 1, 1, device=real.device)
-    x = torch.lerp(fake, real, alpha).requires_grad_()
-    gradient = torch.autograd.grad(discriminator(x, y).sum(), x, create_graph=True)[0]
+    alpha = torch.rand(len(real_images), 1, 1, 1, device=real_images.device)
+    mixed = torch.lerp(fake_images, real_images, alpha).requires_grad_()
+    gradient = torch.autograd.grad(discriminator(mixed, y).sum(), mixed, create_graph=True)[0]
     return (gradient.flatten(1).norm(dim=1) - 1).square()
 
 
@@ -321,7 +322,7 @@ def make_meters(args, data):
     """What measures the samples: a FIDMeter and a classifier; None for what is not available."""
     if not args.eval_every or not has_package("torchmetrics", "the Frechet distance"):
         return None, None
-    if args.train_size is not None:   # the distance is to all training images, as in evaluate.py
+    if args.train_size is not None:   # floor and classifier: of all training images, as evaluate.py
         data = load_data(args.dataset, args.data, data.x_train.device, args.image_size,
                          test_size=args.test_size)
     meter = FIDMeter(data, args.fid_features, args.data, quiet=args.quiet)
@@ -358,8 +359,8 @@ def save_evaluation(run, iteration, found):
 
 def keep_best(run):
     """best.pt is the checkpoint of the lowest distance so far."""
-    distances = [row["fid"] for row in run.rows]
-    if distances.index(min(distances)) == len(distances) - 1:
+    earlier = [row["fid"] for row in run.rows[:-1] if row["fid"] is not None]
+    if not earlier or run.rows[-1]["fid"] < min(earlier):
         run.keep("best.pt")
 
 
@@ -390,13 +391,14 @@ def save_figures(generator, data, run):
         samples = samples[:8].repeat(len(names), 1)
         y = torch.arange(len(names), device=device).repeat_interleave(8)
     else:
-        names, y = (), torch.zeros(64, dtype=torch.long, device=device)
+        names = ()
+        y = torch.zeros(64, dtype=torch.long, device=device)
     save_grid(run.figure("sample"), generator.picture(samples, y), 8, names)
 
     steps = torch.linspace(-1, 1, 10, device=device)
     plane = centre.repeat(100, 1)
     plane[:, :2] = torch.cartesian_prod(steps, steps)          # z_1 by row, z_2 along a row
-    y = torch.zeros(100, dtype=torch.long, device=device)
+    y = torch.zeros(100, dtype=torch.long, device=device)      # class 0, if conditional
     save_grid(run.figure("interpolation"), generator.picture(plane, y), 10)
 
     rows = run.rows
@@ -405,11 +407,11 @@ def save_figures(generator, data, run):
         "output of the discriminator": [("fake images", "d_fake", "C0--"),
                                         ("real images", "d_real", "C0-")],
     }
-    if args.loss in THRESHOLD:
-        panels["accuracy of the discriminator"] = [("real and fake", "d_accuracy", "C0--")]
-    else:
+    if args.loss == "wgan-gp":
         rows = [row | {"estimate": -row["d_loss"]} for row in rows]
         panels["Wasserstein estimate"] = [("minus critic loss", "estimate", "C0--")]
+    elif args.loss in THRESHOLD:
+        panels["accuracy of the discriminator"] = [("real and fake", "d_accuracy", "C0--")]
     save_curves(run.folder / "curves.png", rows, "iteration", panels, "mean of the interval")
 
 
@@ -430,15 +432,14 @@ def flags():
                        help="channels of every convolution")
     group.add_argument("--latent", type=number(int, 2), default=128, metavar="N", help="size of z")
     group.add_argument("--norm", choices=("none", "batch"), default="none",
-                       help="in the discriminator")
+                       help="normalisation in the discriminator")
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.999, metavar="DECAY",
-                       help="of the generator's running average, which draws every image; 0: none")
+                       help="of the running average that draws all images; 0: none")
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(DISCRIMINATOR_LOSS), default="gan",
                        help="original, least squares, Wasserstein with penalty")
     group.add_argument("--critic-steps", type=number(int, 1), metavar="N",
-                       help="steps of the discriminator for one of the generator (default: 5 for "
-                       "wgan-gp, else 1)")
+                       help="of D per step of G (default: 1; wgan-gp: 5)")
     group = parser.add_argument_group("optimiser")
     group.add_argument("--iterations", type=number(int, 1), default=10_000, metavar="N",
                        help="steps of the discriminator")
@@ -506,8 +507,9 @@ def main(argv=(), **overrides):
     betas = (0.0, 0.9)                                         # those of the WGAN-GP paper
     g_optimizer = torch.optim.Adam(generator.parameters(), args.lr, betas=betas, fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), args.lr, betas=betas, fused=True)
-    g_scheduler = LinearLR(g_optimizer, 1, 0, args.iterations // args.critic_steps)
-    d_scheduler = LinearLR(d_optimizer, 1, 0, args.iterations)
+    g_steps = args.iterations // args.critic_steps
+    g_scheduler = LinearLR(g_optimizer, start_factor=1, end_factor=0, total_iters=g_steps)
+    d_scheduler = LinearLR(d_optimizer, start_factor=1, end_factor=0, total_iters=args.iterations)
     run = Run(args, data, generator=generator, discriminator=discriminator, ema=average,
               g_optimizer=g_optimizer, d_optimizer=d_optimizer,
               g_scheduler=g_scheduler, d_scheduler=d_scheduler)
@@ -518,7 +520,7 @@ def main(argv=(), **overrides):
     meter, recogniser = make_meters(args, data)
 
     means = Means()
-    lr = d_scheduler.get_last_lr()[0]
+    lr = d_scheduler.get_last_lr()[0]                          # at the start of the interval
     for iteration in run.iterations():
         generator.train()
         x, y = real_batch(data, args)
@@ -527,12 +529,13 @@ def main(argv=(), **overrides):
         if iteration % args.critic_steps == 0:
             means.add(generator_step(generator, discriminator, g_optimizer, y, args))
             g_scheduler.step()
-            turn = iteration // args.critic_steps
-            decay = min(args.ema, turn / (turn + 10))   # the first weights are soon forgotten
+            g_step = iteration // args.critic_steps
+            decay = min(args.ema, g_step / (g_step + 10))   # the first weights are soon forgotten
             update_average(average, generator, decay)
 
         if run.due(iteration):
-            row = {"lr": lr} | dict.fromkeys(COLUMNS) | means.compute(f"iteration {iteration}")
+            interval = f"iterations {run.done + 1} to {iteration}"
+            row = {"lr": lr} | dict.fromkeys(COLUMNS) | means.compute(interval)
             found = measure(average, data, args, meter, recogniser)
             note = f"d_loss {row['d_loss']:.3f}"
             if meter is not None:

@@ -1,5 +1,8 @@
 """The plumbing, which a reader may skip: flags, the run folder, checkpoints and resuming, progress,
-TensorBoard, and loading a trained model again. Nothing here touches a loss or an optimiser step.
+TensorBoard, loading a trained model. Nothing here touches a loss or takes an optimiser step.
+
+One section is worth a look: "what vae.py and cvae.py have in common" holds the defaults that depend
+on the data, the learning-rate schedules and the figures.
 """
 import argparse
 import csv
@@ -40,7 +43,7 @@ ROOT = Path(__file__).resolve().parent
 
 # Names in `args` that are not stored: they belong to one call, not to the run.
 NOT_STORED = ("out", "resume", "quiet", "file", "script", "command")
-# What may differ when a run is resumed, because no number depends on it.
+# What may differ when a run is resumed. (Another device draws other random numbers.)
 FREE_ON_RESUME = ("data", "device", "save_every", "tensorboard")
 # Lines of older args.txt files that are skipped: flags of figures, and silence.
 RETIRED = re.compile(r"--(quiet|show=\w+|span=[\d.]+)$")
@@ -105,7 +108,8 @@ def number(kind, low, above=False, below=None):
     def convert(text):
         value = kind(text)
         bound = "above" if above else "at least"
-        if not value >= low or (above and value == low):   # this way round, nan is refused, too
+        too_low = value <= low if above else value < low
+        if too_low or value != value:   # only nan is unlike itself
             raise argparse.ArgumentTypeError(f"must be {bound} {low}, not {text}")
         if value >= below:
             raise argparse.ArgumentTypeError(f"must be below {below}, not {text}")
@@ -143,9 +147,9 @@ def add_loss_flags(parser):
     group.add_argument("--likelihood", choices=("bernoulli", "gaussian"),
                        help="of a pixel (default: bernoulli; colour: gaussian)")
     group.add_argument("--sigma", type=sigma, default="learned", metavar="S",
-                       help="learned, pixel (one each) or a number")
+                       help="deviation: learned, pixel or a number")
     group.add_argument("--binarize", choices=("none", "threshold", "dynamic"), default="none",
-                       help="above 1/2, or drawn in every epoch")
+                       help="pixels to black and white")
     group.add_argument("--beta", type=number(float, 0), default=1.0, metavar="B",
                        help="weight of the KL; 0: an autoencoder")
     group.add_argument("--beta-schedule", choices=("constant", "linear", "cyclical"),
@@ -164,7 +168,7 @@ def add_optimizer_flags(parser):
     group.add_argument("--lr", type=number(float, 0, above=True), default=5e-3, metavar="RATE",
                        help="learning rate, or its peak")
     group.add_argument("--lr-schedule", choices=("constant", "onecycle", "cosine", "plateau"),
-                       default="onecycle", help="by step; plateau by epoch")
+                       default="onecycle", help="rate over the run")
 
 
 def add_data_flags(parser):
@@ -187,14 +191,14 @@ def add_run_flags(parser):
     """The plumbing of every training script."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
-                       help="of weights and noise")
+                       help="random seed of weights and noise")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     group.add_argument("--out", metavar="DIR",
                        help="run folder (default: results/SCRIPT-DATASET, then -2, -3 ...)")
     group.add_argument("--resume", metavar="RUN",
                        help="continue a run (folder or checkpoint) with its flags")
     group.add_argument("--save-every", type=number(int, 1), default=10, metavar="N",
-                       help="epochs between kept checkpoints")
+                       help="epochs between kept checkpoints and figures")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start")
     group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -250,11 +254,10 @@ def resumed_flags(parser, path):
 
 
 def check_resumed_flags(args, stored):
-    """A resumed run keeps its flags, except those of no consequence and --epochs without an end."""
+    """A resumed run keeps its flags. --epochs may change where no schedule depends on it."""
     free = list(FREE_ON_RESUME)
-    endless = (stored.get("lr_schedule") in ("constant", "plateau")
-               and stored.get("beta_schedule") == "constant")
-    if endless:
+    if stored.get("lr_schedule") in ("constant", "plateau") \
+            and stored.get("beta_schedule") == "constant":
         free.append("epochs")
     if args.out is not None:
         fail("--out cannot be changed when resuming; remove it")
@@ -290,7 +293,7 @@ def load_run_data(args, needs_labels=False):
 def check_flags(args):
     """Flags of vae.py and cvae.py that exclude one another."""
     bernoulli = args.likelihood == "bernoulli" or args.binarize != "none"
-    if args.binarize != "none" and args.likelihood == "gaussian":
+    if args.binarize != "none" and args.likelihood not in (None, "bernoulli"):
         fail("--binarize needs --likelihood bernoulli")
     if args.sigma != "learned" and bernoulli:
         fail("--sigma needs --likelihood gaussian")
@@ -316,8 +319,8 @@ def set_defaults(args, data):
     if args.layers is None:
         args.layers = 0 if args.arch == "conv" and channels == 3 else 1
     if args.likelihood is None:
-        grey = channels == 1 and args.sigma == "learned"
-        args.likelihood = "bernoulli" if grey or args.binarize != "none" else "gaussian"
+        bernoulli = channels == 1 and args.sigma == "learned"   # another sigma asks for a gaussian
+        args.likelihood = "bernoulli" if bernoulli or args.binarize != "none" else "gaussian"
 
 
 def make_scheduler(optimizer, n_images, args):
@@ -545,7 +548,7 @@ class Run:
         return self.args.eval_every or self.last
 
     def figures_due(self):
-        """Whether the epoch just saved gets figures: the first ones, every tenth, the last."""
+        """Whether the epoch just saved gets figures: 1, 2, 5, every --save-every-th, the last."""
         return self.done in (1, 2, 5, self.last) or self.done % self.args.save_every == 0
 
     def figure(self, name):
@@ -553,14 +556,14 @@ class Run:
         return self.folder / f"{name}_{self.done:03d}.png"
 
     def save(self, row, note, done=None):
-        """Keep what an epoch (or `done` iterations) came to: a row of the log and a checkpoint.
+        """Add a row to the log and save a checkpoint, after an epoch or at iteration `done`.
 
         row: {column: number or None}; epoch and seconds are put in front. note: for the terminal.
         """
         seconds = time.perf_counter() - self.start
-        since = self.done
+        previous = self.done
         self.done = self.done + 1 if done is None else done
-        row = {self.unit: self.done, "seconds": seconds} | in_order(row, self.args)
+        row = {self.unit: self.done, "seconds": seconds} | without_kl(twin_last(row), self.args)
         self.rows.append({name: rounded(value) for name, value in row.items()})
 
         self.save_checkpoint()
@@ -568,7 +571,10 @@ class Run:
         if self.done % (self.interval() * self.args.save_every) == 0 or self.done == self.last:
             self.keep(f"checkpoint_{self.done:03d}.pt")
 
-        steps = self.done - since
+        self.report(note, self.done - previous, seconds)
+
+    def report(self, note, steps, seconds):
+        """Move the bar, or print a line where there is no terminal."""
         if self.unit == "epoch":
             note = f"{note}, {len(self.data.x_train) / seconds:,.0f} images/s"
         else:
@@ -618,7 +624,8 @@ class Run:
                 self.board.add_scalar(name, value, step)
         for file in self.folder.glob(f"*_{step:03d}.png"):
             image = np.array(Image.open(file).convert("RGB"))
-            self.board.add_image(file.stem[:-4], image, step, dataformats="HWC")
+            tag = file.stem.removesuffix(f"_{step:03d}")
+            self.board.add_image(tag, image, step, dataformats="HWC")
         if step == self.last:
             self.board.add_hparams(stored_flags(self.args), numbers, run_name=".", global_step=step)
         self.board.flush()
@@ -642,10 +649,15 @@ def data_card(data):
     return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes}
 
 
-def in_order(row, args):
-    """The columns of a twin come last, and an autoencoder has no KL."""
+def twin_last(row):
+    """The columns of cvae.py's twin, a VAE, follow after those of the CVAE."""
     ours = {name: value for name, value in row.items() if not name.startswith("vae_")}
-    row = ours | row
+    twins = {name: value for name, value in row.items() if name.startswith("vae_")}
+    return ours | twins
+
+
+def without_kl(row, args):
+    """An autoencoder has no KL: its columns stay empty."""
     if hasattr(args, "beta") and is_autoencoder(args):
         for name in row:
             if name.endswith("_kl"):
@@ -718,6 +730,8 @@ def signal_handler(signum, handler):
 def load_checkpoint(path):
     """The checkpoint in a run folder or file, loaded without running any code in it."""
     file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        fail(f"{file} was not found; give a run folder or a checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         complete = {"script", "args", "epoch", "data", "rng"} <= checkpoint.keys()
@@ -740,7 +754,10 @@ def import_script(checkpoint):
     """
     script = checkpoint["script"]
     file = ROOT / f"{script}.py"
-    if not re.fullmatch(r"(recipes/)?[A-Za-z]\w*", script) or not file.is_file():
+    if not re.fullmatch(r"(recipes/)?[A-Za-z]\w*", script):
+        fail(f"this is a run of {script}.py, which cannot be imported; a script lies in {ROOT} or "
+             "in recipes/ and has letters, digits and _ in its name")
+    if not file.is_file():
         fail(f"this is a run of {script}.py, which is not in {ROOT}; put that script back")
     if "source" in checkpoint and checkpoint["source"] != source_hash(file):
         print(f"warning: {script}.py has changed since this run was trained")
@@ -750,6 +767,11 @@ def import_script(checkpoint):
     if not hasattr(module, "build"):
         fail(f"{script}.py has no function build(shape, classes, args) to make its model with")
     return module
+
+
+# The parts of a checkpoint that are models to draw with, and the prefix of their columns in the
+# log. The first edition called a twin vae_model.
+MODEL_PARTS = {"model": "", "cvae": "", "ema": "", "vae": "vae_", "vae_model": "vae_"}
 
 
 class Trained:
@@ -792,14 +814,11 @@ def load_models(path, device="cpu"):
     module = import_script(checkpoint)
     args, card = SimpleNamespace(**checkpoint["args"]), checkpoint["data"]
     classes = len(card["classes"])
-    # {name of a part: prefix of its columns in the log, classes}; *model is the first edition's.
-    parts = {"model": ("", classes), "cvae": ("", classes), "ema": ("", classes),
-             "vae": ("vae_", 0), "vae_model": ("vae_", 0)}
     models = {}
-    for part, (prefix, n_classes) in parts.items():
+    for part, prefix in MODEL_PARTS.items():
         if part not in checkpoint:
             continue
-        model = module.build(card["shape"], n_classes, args)
+        model = module.build(card["shape"], 0 if prefix else classes, args)
         try:
             model.load_state_dict(checkpoint[part])
         except RuntimeError:

@@ -25,8 +25,8 @@ from run import save_reconstructions, set_defaults, warn_of_collapse
 class VAE(nn.Module):
     """The encoder q(z|x) = N(mu, diag(exp(logvar))) and the decoder p(x|z).
 
-    shape: (C, H, W) of the images. generate.py draws z from N(0, I); give a model with another
-    prior a method prior() that returns a distribution over z (latent,).
+    shape: (C, H, W) of the images. For a prior other than N(0, I) add a method prior() that
+    returns a distribution over z (latent,), and use it in loss_terms and save_figures.
     """
 
     def __init__(self, shape, args):
@@ -34,7 +34,7 @@ class VAE(nn.Module):
         self.args = args
         channels, height, width = shape
         outputs = channels
-        if args.likelihood == "gaussian" and args.sigma == "pixel":
+        if args.likelihood != "bernoulli" and args.sigma == "pixel":
             outputs = 2 * channels                  # a mean and a sigma for every pixel
         n_x = math.prod(shape)                      # numbers that the encoder sees
         n_z = args.latent                           # numbers that the decoder sees
@@ -46,7 +46,7 @@ class VAE(nn.Module):
         else:
             self.encoder = conv_encoder(channels, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
-        if args.likelihood == "gaussian" and args.sigma == "learned":
+        if args.likelihood != "bernoulli" and args.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.tensor(-1.0))
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
@@ -65,7 +65,7 @@ class VAE(nn.Module):
         """Codes (B, latent) -> a distribution over images (C, H, W), of batch shape (B,)."""
         h = self.decoder(z).float()                         # (B, C or 2C, H, W)
         if self.args.likelihood == "bernoulli":
-            # Not validated: on grey pixels this is a cross-entropy, and the likelihood of nothing.
+            # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
         if self.args.sigma == "learned":
             sigma = bounded_sigma(self.log_sigma)           # one number
@@ -97,9 +97,10 @@ def build(shape, classes, args):
 # ---------------------------------------------------------------------------------------- loss
 
 def loss_terms(model, x, eps):
-    """Reconstruction and KL in nats per image, (B,) each: their sum is the negative ELBO; and mu.
+    """Reconstruction and KL, in nats per image (B,), whose sum is the negative ELBO; and mu.
 
-    eps (B, latent): the noise of the reparameterisation (section 2.4), zeros in an autoencoder.
+    eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
+    autoencoder.
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * eps          # a draw from the posterior q
@@ -115,13 +116,13 @@ def loss_terms(model, x, eps):
 # --------------------------------------------------------------------------------------- train
 
 def backward(model, x, eps, beta, args):
-    """Leave the gradient of the mean objective in the model. Returns the terms of x, (B,) each."""
-    terms = compiled(loss_terms) if args.compile else loss_terms
+    """The gradient of one batch; train_epoch takes the step. Returns terms of the log, (B,)."""
+    loss_fn = compiled(loss_terms) if args.compile else loss_terms
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-        recon, kl, _ = terms(model, x, eps)
-    objective = recon + beta * kl
+        recon, kl, _ = loss_fn(model, x, eps)
+    objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
-    nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # rarely at work
+    nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
             "train_recon": recon, "train_kl": kl}
 
@@ -133,7 +134,7 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
     model.train()
     for x, _ in batches(data.x_train, data.y_train, args.batch_size, shuffle=True):
         if args.binarize == "dynamic":
-            x = torch.bernoulli(x)                                  # anew in every epoch
+            x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
         optimizer.zero_grad()
         means.add(backward(model, x, eps, beta, args))
@@ -148,7 +149,7 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
 @torch.no_grad()
 def evaluate(model, data, epoch, args):
     """Every test image once, with z sampled and beta = 1. Returns columns of the log."""
-    noise = torch.Generator(data.x_test.device).manual_seed(0)   # leaves that of training alone
+    noise = torch.Generator(data.x_test.device).manual_seed(0)   # training has its own
     means = Means()
     mus = []
     model.eval()

@@ -334,7 +334,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys, no_plots):
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         vae.main(out=tmp_path / "run", **TINY | {"quiet": False})
-        terminal.flush()
+        print(file=terminal, flush=True)   # or reading would wait where there is no bar
         bar = os.read(ours, 100_000).decode()
     os.close(ours)
     assert "2/2" in bar and "test loss" in bar and "images/s" in bar
@@ -390,7 +390,7 @@ def test_an_absurd_learning_rate_stops_a_gan(tmp_path, capsys):
         gan.main(out=tmp_path / "run", **TINY_GAN | {"eval_every": 0, "lr": 1e30})
     line = capsys.readouterr().err
     assert stop.value.code == 1 and line.count("\n") == 1
-    assert "is not finite in step" in line and "--lr" in line
+    assert "is not finite in step 1 of iterations 1 to 12" in line and "--lr" in line
 
 
 # --------------------------------------------------------------------------------------- figures

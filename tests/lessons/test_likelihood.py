@@ -22,18 +22,17 @@ SHAPE = (3, 8, 8)
 both = pytest.mark.parametrize("script", [vae, cvae])
 
 
-def small_model(script, *flags, shape=SHAPE):
+def decoded(script, *flags, edit=None):
+    """p(x|z) of five codes, and the numbers h that it is made of; edit(model) changes weights."""
     torch.manual_seed(0)
-    return script.build(shape, 4, vae_args(*flags, shape=shape))
-
-
-def decoded(model, z):
-    """p(x|z), of label 1 where the model takes labels, and the numbers h that it is made of."""
-    y = torch.ones(len(z), dtype=torch.long)
+    model = script.build(SHAPE, 4, vae_args(*flags, shape=SHAPE)).eval()
+    if edit is not None:
+        edit(model)
+    z, y = torch.randn(5, 3), torch.ones(5)
     inputs = z
-    if isinstance(model, cvae.CVAE):
+    if script is cvae:
         inputs = model.with_label(z, y)
-    return run.decode(model, z, y), model.decoder(inputs)
+    return run.decode(model, z, y), model.decoder(inputs), model
 
 
 def gaussian_log_prob(x, m, s):
@@ -42,68 +41,49 @@ def gaussian_log_prob(x, m, s):
     return terms.sum((1, 2, 3))
 
 
-# -------------------------------------------------------------------------------------- bernoulli
-
 @both
-@pytest.mark.parametrize("grey", [True, False])
-def test_bernoulli(script, grey):
+def test_bernoulli(script):
     """On grey pixels the formula is a cross-entropy, and works as well."""
-    model = small_model(script, "--likelihood=bernoulli")
-    x, z = torch.rand(5, *SHAPE), torch.randn(5, 3)
-    if not grey:
-        x = x.round()
-    p, h = decoded(model, z)
-    assert h.shape == x.shape
+    p, h, _ = decoded(script, "--likelihood=bernoulli")
     mean = torch.sigmoid(h)
-    expected = (x * torch.log(mean) + (1 - x) * torch.log(1 - mean)).sum((1, 2, 3))
-    torch.testing.assert_close(p.log_prob(x), expected)
     torch.testing.assert_close(p.mean, mean)
+    grey = torch.rand(5, *SHAPE)
+    for x in (grey, grey.round()):
+        expected = (x * torch.log(mean) + (1 - x) * torch.log(1 - mean)).sum((1, 2, 3))
+        torch.testing.assert_close(p.log_prob(x), expected)
+    assert p.sample().unique().tolist() == [0, 1]
 
 
-def test_a_drawn_image_is_black_and_white_as_often_as_the_mean_says():
-    p, h = decoded(small_model(vae, "--likelihood=bernoulli", shape=(1, 6, 6)), torch.randn(2, 3))
-    images = p.sample((4000,))                                        # (4000, 2, 1, 6, 6)
-    assert images.unique().tolist() == [0, 1]
-    error = images.mean(0) - torch.sigmoid(h)
-    assert error.abs().max() < 5 * math.sqrt(0.25 / 4000)
+def test_bernoulli_stays_finite_where_the_sigmoid_rounds_to_1():
+    """A logit of 200 for a black pixel costs 200 nats, and not infinitely many."""
+    def edit(model):
+        torch.nn.init.zeros_(model.decoder[2].weight)
+        torch.nn.init.constant_(model.decoder[2].bias, 200.0)
 
+    p, _, _ = decoded(vae, "--likelihood=bernoulli", edit=edit)
+    assert p.log_prob(torch.zeros(5, *SHAPE)).tolist() == [-200 * 3 * 8 * 8] * 5
 
-def test_bernoulli_stays_finite_where_the_sigmoid_rounds_to_0_or_1():
-    """A logit of 200 for a black pixel costs 200 nats and not infinitely many; 36 pixels of it."""
-    model = small_model(vae, "--likelihood=bernoulli", shape=(1, 6, 6))
-    last = model.decoder[2]
-    torch.nn.init.zeros_(last.weight)
-    torch.nn.init.constant_(last.bias, 200.0)
-    p = model.decode(torch.randn(1, 3))
-    assert p.log_prob(torch.zeros(1, 1, 6, 6)).item() == -200 * 36
-
-
-# --------------------------------------------------------------------------------------- gaussian
 
 @both
 def test_gaussian_with_a_number(script):
-    model = small_model(script, "--likelihood=gaussian", "--sigma=0.25")
-    x, z = torch.rand(5, *SHAPE), torch.randn(5, 3)
-    p, h = decoded(model, z)
-    expected = gaussian_log_prob(x, torch.sigmoid(h), torch.tensor(0.25))
-    torch.testing.assert_close(p.log_prob(x), expected)
-    torch.testing.assert_close(p.mean, torch.sigmoid(h))
+    p, h, _ = decoded(script, "--likelihood=gaussian", "--sigma=0.25")
+    x, m = torch.rand(5, *SHAPE), torch.sigmoid(h)
+    torch.testing.assert_close(p.mean, m)
+    torch.testing.assert_close(p.log_prob(x), gaussian_log_prob(x, m, torch.tensor(0.25)))
 
 
 @both
 def test_gaussian_with_one_learned_number(script):
-    """s = s_min + exp(log_sigma), which is what the soft bound comes to, and starts at e^-1."""
-    model = small_model(script, "--likelihood=gaussian", "--sigma=learned")
-    x, z = torch.rand(5, *SHAPE), torch.randn(5, 3)
-    p, h = decoded(model, z)
+    """s = s_min + exp(log_sigma), which is what the soft bound comes to; it starts at -1."""
+    p, h, model = decoded(script, "--likelihood=gaussian", "--sigma=learned")
+    x, m = torch.rand(5, *SHAPE), torch.sigmoid(h)
     assert model.log_sigma.item() == -1
     s = SIGMA_MIN + torch.exp(model.log_sigma)
-    torch.testing.assert_close(p.log_prob(x), gaussian_log_prob(x, torch.sigmoid(h), s))
+    torch.testing.assert_close(p.log_prob(x), gaussian_log_prob(x, m, s))
 
-    # d log p / d s = (error^2 / s^2 - 1) / s in every pixel, and ds / d log_sigma = exp(log_sigma).
+    # d log p / d s = (((x - m) / s)^2 - 1) / s in every pixel, and ds / d log_sigma = s - s_min.
     gradient = torch.autograd.grad(p.log_prob(x).sum(), model.log_sigma)[0]
-    error = x - torch.sigmoid(h)
-    by_hand = ((error / s) ** 2 - 1).sum() / s * torch.exp(model.log_sigma)
+    by_hand = (((x - m) / s) ** 2 - 1).sum() / s * (s - SIGMA_MIN)
     torch.testing.assert_close(gradient, by_hand, rtol=1e-4, atol=1e-3)
 
 
@@ -111,13 +91,10 @@ def test_gaussian_with_one_learned_number(script):
 @pytest.mark.parametrize("arch", ["mlp", "conv"])
 def test_gaussian_with_a_number_for_every_pixel(script, arch):
     """The decoder has twice the channels: the means come first, and then the sigmas."""
-    model = small_model(script, f"--arch={arch}", "--likelihood=gaussian", "--sigma=pixel").eval()
-    x, z = torch.rand(5, *SHAPE), torch.randn(5, 3)
-    p, h = decoded(model, z)
+    p, h, _ = decoded(script, f"--arch={arch}", "--likelihood=gaussian", "--sigma=pixel")
     assert h.shape == (5, 6, 8, 8)
-    m, s = torch.sigmoid(h[:, :3]), SIGMA_MIN + torch.exp(h[:, 3:])
+    x, m, s = torch.rand(5, *SHAPE), torch.sigmoid(h[:, :3]), SIGMA_MIN + torch.exp(h[:, 3:])
     assert p.stddev.shape == x.shape
-    torch.testing.assert_close(p.stddev, s)
     torch.testing.assert_close(p.log_prob(x), gaussian_log_prob(x, m, s))
 
 
@@ -125,43 +102,30 @@ def test_gaussian_with_a_number_for_every_pixel(script, arch):
 @pytest.mark.parametrize("sigma", ["learned", "pixel"])
 def test_sigma_is_bounded_from_below(script, sigma):
     """By a grey level, however small the parameters: a black border is not infinitely likely."""
-    model = small_model(script, "--likelihood=gaussian", f"--sigma={sigma}")
-    with torch.no_grad():
+    def edit(model):
         for parameter in model.parameters():
-            parameter.fill_(-100)
-    p, _ = decoded(model, torch.ones(5, 3))
+            torch.nn.init.constant_(parameter, -100)
+
+    p, _, _ = decoded(script, "--likelihood=gaussian", f"--sigma={sigma}", edit=edit)
     assert p.stddev.min().item() == pytest.approx(1 / 256)
 
 
 def test_sigma_of_03536_makes_the_squared_error_of_pixels_from_minus_1_to_1():
     """1 / (2 s^2) = 4 at s = sqrt(1/8), and (2x - 1) - (2m - 1) = 2 (x - m). What is left over is a
     constant, the same for every model."""
-    model = small_model(vae, "--likelihood=gaussian", f"--sigma={math.sqrt(1 / 8)}")
+    p, h, _ = decoded(vae, "--likelihood=gaussian", f"--sigma={math.sqrt(1 / 8)}")
     x = torch.rand(5, *SHAPE)
-    p, h = decoded(model, torch.randn(5, 3))
     error = (2 * x - 1) - (2 * torch.sigmoid(h) - 1)
-    constant = x[0].numel() * (math.log(math.sqrt(1 / 8)) + 0.5 * math.log(2 * math.pi))
+    constant = 3 * 8 * 8 * (math.log(math.sqrt(1 / 8)) + 0.5 * math.log(2 * math.pi))
     torch.testing.assert_close(-p.log_prob(x), error.square().sum((1, 2, 3)) + constant)
 
 
-# --------------------------------------------------------------------------------- which likelihood
-
-def test_grey_images_are_bernoulli_and_colour_images_gaussian_by_default():
+def test_grey_images_are_bernoulli_and_colour_images_gaussian_unless_a_flag_says_otherwise():
     assert vae_args(shape=(1, 6, 6)).likelihood == "bernoulli"
     assert vae_args(shape=(3, 6, 6)).likelihood == "gaussian"
-
-
-def test_a_flag_that_needs_a_likelihood_names_it():
     assert vae_args("--likelihood=bernoulli", shape=(3, 6, 6)).likelihood == "bernoulli"
     assert vae_args("--binarize=threshold", shape=(3, 6, 6)).likelihood == "bernoulli"
     assert vae_args("--sigma=pixel", shape=(1, 6, 6)).likelihood == "gaussian"
-
-
-# ------------------------------------------------------------------------------- black and white
-
-def test_binarize_none_changes_nothing():
-    data = random_data()
-    assert binarize(data, vae_args("--binarize=none")) is data
 
 
 def test_binarize_threshold_is_white_above_one_half():
@@ -184,8 +148,7 @@ def test_binarize_dynamic_has_the_grey_value_as_its_mean():
 
 
 def test_binarize_dynamic_draws_the_test_set_once_and_leaves_the_training_set_grey():
-    data = random_data()
-    args = vae_args("--binarize=dynamic")
+    data, args = random_data(), vae_args("--binarize=dynamic")
     torch.manual_seed(1)
     first = binarize(data, args)
     torch.manual_seed(2)

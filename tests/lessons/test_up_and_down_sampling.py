@@ -19,17 +19,13 @@ def test_downsample_undoes_upsample_exactly(height, width):
     assert torch.equal(downsample(upsample(x)), x)
 
 
-def test_upsample_by_hand():
-    x = torch.tensor([[1.0, 2.0]]).view(1, 1, 1, 2)
-    expected = torch.tensor([[1.0, 1.0, 2.0, 2.0],
-                             [1.0, 1.0, 2.0, 2.0]]).view(1, 1, 2, 4)
-    assert torch.equal(upsample(x), expected)
-
-
-def test_downsample_by_hand():
-    x = torch.tensor([[1.0, 2.0],
-                      [3.0, 6.0]]).view(1, 1, 2, 2)
-    assert downsample(x).item() == (1 + 2 + 3 + 6) / 4
+def test_by_hand():
+    up = upsample(torch.tensor([[[[1.0, 2.0]]]]))
+    assert up.tolist() == [[[[1, 1, 2, 2],
+                             [1, 1, 2, 2]]]]
+    down = downsample(torch.tensor([[[[1.0, 2.0],
+                                      [3.0, 6.0]]]]))
+    assert down.item() == (1 + 2 + 3 + 6) / 4
 
 
 def test_upsample_repeats_the_channels_and_shuffles_them():
@@ -52,17 +48,10 @@ def test_odd_sides_cannot_be_halved(height, width):
         downsample(torch.zeros(1, 1, height, width))
 
 
-def test_up_sample_conv_upsamples_first_and_convolves_then():
-    layer = UpSampleConv2D(3, 5, 3, padding=1)
-    x = torch.randn(2, 3, 8, 8)
-    expected = F.conv2d(upsample(x), layer.weight, layer.bias, padding=1)
-    assert expected.shape == (2, 5, 16, 16)
-    assert torch.equal(layer(x), expected)
-
-
-def test_down_sample_conv_downsamples_first_and_convolves_then():
-    layer = DownSampleConv2D(3, 5, 3, padding=1)
-    x = torch.randn(2, 3, 8, 8)
-    expected = F.conv2d(downsample(x), layer.weight, layer.bias, padding=1)
-    assert expected.shape == (2, 5, 4, 4)
+@pytest.mark.parametrize("kind, resample, side", [
+    (UpSampleConv2D, upsample, 16), (DownSampleConv2D, downsample, 4)])
+def test_layers_resample_first_and_convolve_then(kind, resample, side):
+    layer, x = kind(3, 5, 3, padding=1), torch.randn(2, 3, 8, 8)
+    expected = F.conv2d(resample(x), layer.weight, layer.bias, padding=1)
+    assert expected.shape == (2, 5, side, side)
     assert torch.equal(layer(x), expected)

@@ -19,7 +19,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 import vae
-from common import Means, active_units, batches, beta_at, draw_eps, load_data
+from common import Means, active_units, batches, beta_at, load_data
 from run import make_scheduler, warn_of_collapse
 
 SHAPE = (1, 6, 6)
@@ -31,7 +31,7 @@ def small_vae(*flags):
 
 
 def train(model, data, args, epoch=1):
-    """One epoch, as in main. Returns the columns of the log."""
+    """One epoch, as in main. Returns columns of the log."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
     return vae.train_epoch(model, optimizer, scheduler, data, epoch, args)
@@ -39,20 +39,19 @@ def train(model, data, args, epoch=1):
 
 def cross_entropy(logits, x):
     """-log p(x|z) of a Bernoulli likelihood, summed over the pixels: (B, C, H, W) -> (B,)."""
-    loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-    return loss.flatten(1).sum(1)
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
 
 
 def divergence(mu, logvar):
     """KL(q || p), summed over the latents: (B, latent) -> (B,)."""
-    q = Normal(mu, torch.exp(0.5 * logvar))
-    return kl_divergence(q, Normal(0.0, 1.0)).sum(1)
+    return kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(1)
 
 
 class Spy(vae.VAE):
     """A VAE that remembers the images it was shown, their posteriors, and the codes it decoded."""
 
     def __init__(self, args):
+        torch.manual_seed(0)
         super().__init__(SHAPE, args)
         self.images, self.mus, self.logvars, self.codes = [], [], [], []
 
@@ -86,22 +85,12 @@ def test_reconstruction_is_summed_over_pixels():
     torch.testing.assert_close(recon, torch.full((5,), 784 * math.log(2)))
 
 
-def test_kl_is_summed_over_latents():
-    """An encoder that says mu = 2, logvar = 0 is 1/2 * 2^2 nats from the prior in every latent."""
-    model = small_vae()
-    nn.init.zeros_(model.encoder[2].weight)
-    model.encoder[2].bias.data = torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0, 0.0])
-    _, kl, mu = vae.loss_terms(model, torch.rand(5, *SHAPE), torch.randn(5, 3))
-    assert kl.tolist() == [3 * 2.0] * 5
-    assert mu.tolist() == [[2.0] * 3] * 5
-
-
 def test_terms_by_hand():
     model, x, eps = small_vae(), torch.rand(5, *SHAPE), torch.randn(5, 3)
     recon, kl, mu = vae.loss_terms(model, x, eps)
     h = model.encoder(x.flatten(1))
     mean, logvar = h[:, :3], h[:, 3:]
-    z = mean + eps * torch.sqrt(torch.exp(logvar))
+    z = mean + torch.sqrt(torch.exp(logvar)) * eps
     torch.testing.assert_close(mu, mean)
     torch.testing.assert_close(kl, divergence(mean, logvar))
     torch.testing.assert_close(recon, cross_entropy(model.decoder(z), x))
@@ -123,15 +112,15 @@ def test_log_variance_is_bounded():
         assert (model.encode(x)[1] == bound).all()
 
 
-# ---------------------------------------------------------------------------------------- the step
+# -------------------------------------------------------------------------------------- training
 
-@pytest.mark.parametrize("beta", [1.0, 3.0])
-def test_objective_is_recon_plus_beta_kl(beta):
-    args = vae_args(f"--beta={beta}")
-    row = train(small_vae(), random_data(), args)
+def test_objective_is_recon_plus_beta_kl_with_the_beta_of_the_epoch():
+    """In epoch 2 of a warm-up in 5 epochs to 12, beta is 3. The loss of the log has beta = 1."""
+    args = vae_args("--beta=12", "--beta-schedule=linear", "--epochs=5")
+    row = train(small_vae(), random_data(), args, epoch=2)
     recon, kl = row["train_recon"], row["train_kl"]
     assert kl > 0
-    assert row["train_objective"] == pytest.approx(recon + beta * kl, rel=1e-6)
+    assert row["train_objective"] == pytest.approx(recon + 3 * kl, rel=1e-6)
     assert row["train_loss"] == pytest.approx(recon + kl, rel=1e-6)
 
 
@@ -165,31 +154,20 @@ def test_a_huge_gradient_is_clipped_to_a_norm_of_one_for_every_pixel():
     assert sum(squares).sqrt().item() == pytest.approx(36, rel=1e-4)
 
 
-def test_the_log_keeps_no_graph():
-    """The sums of an epoch are kept to its end; with their graphs they would fill the memory."""
-    means = Means()
-    model, args = small_vae(), vae_args()
-    means.add(vae.backward(model, torch.rand(5, *SHAPE), torch.randn(5, 3), 1.0, args))
-    for sums in means.sums.values():
-        assert not sums[0].requires_grad
-
-
 def test_amp_gives_about_the_same_terms():
     x, eps = torch.rand(5, *SHAPE), torch.randn(5, 3)
     exact = vae.backward(small_vae(), x, eps, 1.0, vae_args())
     rough = vae.backward(small_vae(), x, eps, 1.0, vae_args("--amp"))
-    for name, values in exact.items():
-        assert rough[name].dtype == torch.float32            # summed with all digits
-        torch.testing.assert_close(rough[name], values, rtol=0.05, atol=0.02)
     assert not torch.equal(rough["train_recon"], exact["train_recon"])
+    for name, values in exact.items():   # summed in float32, which assert_close looks at, too
+        torch.testing.assert_close(rough[name], values, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("arch", ["mlp", "conv"])
 def test_dropout_and_normalisation_know_training_from_testing(arch):
     shape = (1, 8, 8)
     args, data = vae_args(f"--arch={arch}", "--dropout=0.5", shape=shape), random_data(shape=shape)
-    model = vae.VAE(shape, args).eval()
-    x, z = data.x_test / 255, torch.randn(11, 3)
+    model, x, z = vae.VAE(shape, args).eval(), torch.rand(9, *shape), torch.randn(9, 3)
     train(model, data, args)
     assert not torch.equal(model.encode(x)[0], model.encode(x)[0])
     assert not torch.equal(model.decode(z).mean, model.decode(z).mean)
@@ -198,69 +176,56 @@ def test_dropout_and_normalisation_know_training_from_testing(arch):
     assert not any(part.training for part in model.modules())
 
 
-def test_batches_show_every_image_once_with_its_label():
-    x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
+def test_batches_show_every_image_once_with_its_label_in_another_order_each_time():
+    x, y = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10)
     torch.manual_seed(0)
-    parts = list(batches(x, torch.arange(10), batch_size=4, shuffle=True))
-    labels = torch.cat([y for _, y in parts])
-    images = torch.cat([x for x, _ in parts])
-    assert [len(x) for x, _ in parts] == [4, 4, 2]           # the short one counts, too
-    assert sorted(labels.tolist()) == list(range(10))
-    torch.testing.assert_close(images.flatten() * 255, labels.float())
+    orders = []
+    for shuffle in (True, True, False):
+        parts = list(batches(x, y, 4, shuffle))
+        assert [len(images) for images, _ in parts] == [4, 4, 2]     # the short one counts, too
+        images = torch.cat([images for images, _ in parts])
+        labels = torch.cat([labels for _, labels in parts])
+        torch.testing.assert_close(images.flatten() * 255, labels.float())
+        orders.append(labels.tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == orders[2] == list(range(10))
+    assert orders[0] != orders[1] and orders[2] not in orders[:2]
 
 
-def test_batches_are_shuffled_anew_or_not_at_all():
-    x, y = torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.arange(10)
-
-    def order(shuffle):
-        return torch.cat([y for _, y in batches(x, y, 4, shuffle)]).tolist()
-
-    torch.manual_seed(0)
-    first, second = order(True), order(True)
-    assert first != second and first != order(False)
-    assert sorted(first) == sorted(second) == order(False) == list(range(10))
-
-
-# --------------------------------------------------------------------------------------- the noise
-
-def test_noise_is_one_number_for_every_image_and_latent_unit():
-    """Standard normal, and no number twice: neither for another image nor for another unit."""
-    torch.manual_seed(0)
-    eps = draw_eps(torch.zeros(1000, *SHAPE), vae_args())
-    assert eps.shape == (1000, 3)
-    assert len(eps.unique()) > 2900                          # a float has only 24 bits
-    assert abs(eps.mean()) < 0.1 and abs(eps.std() - 1) < 0.1
+def test_dynamic_binarisation_is_drawn_anew_in_every_epoch():
+    args, data = vae_args("--binarize=dynamic", "--batch-size=2000"), random_data(n_train=2000)
+    data.x_train[:] = data.x_train[0]                        # one image, drawn 2,000 times
+    model = Spy(args)
+    train(model, data, args)
+    train(model, data, args)
+    first, second = model.images
+    assert first.unique().tolist() == [0, 1]
+    assert not torch.equal(first, second)
+    assert (first.mean(0) - data.x_train[0] / 255).abs().max() < 5 * math.sqrt(0.25 / 2000)
 
 
-def assert_independent(eps):
-    """The numbers of eps, a list of (B, latent), differ by row, by column and by batch."""
-    for batch in eps:
-        assert (batch.std(0) > 0.5).all()
-        assert (batch.std(1) > 0.01).all()
-    assert (eps[0] - eps[1]).abs().mean() > 0.5
+# -------------------------------------------------------------------------------------- the noise
+
+@pytest.mark.parametrize("phase", ["train", "test"])
+def test_every_image_and_latent_unit_has_noise_of_its_own(phase):
+    """Standard normal; with one eps for a batch or for all units, columns or rows would be equal,
+    with one generator for each batch, batches."""
+    data, args = random_data(n_train=2000, n_test=2000), vae_args("--batch-size=1000")
+    model = Spy(args)
+    if phase == "train":
+        train(model, data, args)
+    else:
+        vae.evaluate(model, data, 1, args)
+    first, second = model.noise()
+    for eps in (first, second, (first - second) / math.sqrt(2)):
+        assert eps.shape == (1000, 3)
+        assert eps.mean(0).abs().max() < 0.2
+        assert (eps.std(0) - 1).abs().max() < 0.1
+        assert torch.corrcoef(eps.T).fill_diagonal_(0).abs().max() < 0.2
 
 
-def test_training_draws_noise_for_every_image_in_every_step():
-    torch.manual_seed(0)
-    model = Spy(vae_args())
-    train(model, random_data(n_train=300), vae_args("--batch-size=100"))
-    assert len(model.noise()) == 3
-    assert_independent(model.noise())
-
-
-def test_evaluation_draws_noise_for_every_image():
-    torch.manual_seed(0)
-    model = Spy(vae_args())
-    vae.evaluate(model, random_data(n_test=2000), 1, vae_args())
-    assert len(model.noise()) == 2
-    assert_independent(model.noise())
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cyclical"])
-def test_a_schedule_that_passes_through_0_still_samples(schedule):
+def test_a_schedule_that_passes_through_0_still_samples():
     """Only --beta 0 is an autoencoder: in the first epoch of a warm-up z is noisy, and has a KL."""
-    args = vae_args(f"--beta-schedule={schedule}", "--epochs=8")
-    torch.manual_seed(0)
+    args = vae_args("--beta-schedule=linear", "--epochs=8")
     model = Spy(args)
     row = train(model, random_data(), args)
     assert row["train_objective"] == row["train_recon"]
@@ -275,8 +240,7 @@ def test_an_autoencoder_never_samples_and_its_loss_is_the_reconstruction():
     tested = vae.evaluate(model, random_data(), 1, args)
     assert trained["train_objective"] == trained["train_loss"] == trained["train_recon"]
     assert tested["test_loss"] == tested["test_recon"]
-    for mu, z in zip(model.mus, model.codes, strict=True):
-        assert torch.equal(z, mu)
+    assert all(map(torch.equal, model.codes, model.mus))
 
 
 # -------------------------------------------------------------------------------------- schedules
@@ -287,76 +251,41 @@ def betas(epochs, schedule, warmup=None):
 
 
 def test_beta_by_epoch():
+    """--beta-warmup is the epoch, of a cycle, that reaches beta; without it, it is the last one."""
     assert betas(4, "constant") == [2, 2, 2, 2]
     assert betas(5, "linear") == [0, 0.5, 1, 1.5, 2]
-    assert betas(8, "cyclical") == [0, 2, 0, 2, 0, 2, 0, 2]
+    assert betas(8, "linear", warmup=3) == [0, 1, 2, 2, 2, 2, 2, 2]
     assert betas(12, "cyclical") == [0, 1, 2] * 4
     assert betas(9, "cyclical") == [0, 2] + [0, 2] + [0, 1, 2] + [0, 2]   # they need not be even
-
-
-def test_beta_warmup_is_the_epoch_that_reaches_beta():
-    assert betas(8, "linear", warmup=3) == [0, 1, 2, 2, 2, 2, 2, 2]
     assert betas(16, "cyclical", warmup=3) == [0, 1, 2, 2] * 4
 
 
-def test_beta_of_the_epoch_is_that_of_the_objective():
-    args = vae_args("--beta=2", "--beta-schedule=linear", "--epochs=5")
-    row = train(small_vae(), random_data(), args, epoch=2)
-    expected = row["train_recon"] + 0.5 * row["train_kl"]
-    assert row["train_objective"] == pytest.approx(expected, rel=1e-6)
-
-
 def learning_rates(schedule):
-    """The rate before the first step and after every step of four epochs of three steps."""
+    """The rate in each of the 12 steps of four epochs."""
     data, args = random_data(), vae_args("--epochs=4", f"--lr-schedule={schedule}", "--lr=1e-3")
-    model = small_vae()
+    model, rates = small_vae(), []
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    optimizer.register_step_pre_hook(
+        lambda optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]))
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
-    rates = [optimizer.param_groups[0]["lr"]]
-    step = scheduler.step
-
-    def step_and_note(*metrics):
-        step(*metrics)
-        rates.append(optimizer.param_groups[0]["lr"])
-
-    scheduler.step = step_and_note
     for epoch in range(1, 5):
         vae.train_epoch(model, optimizer, scheduler, data, epoch, args)
     return rates
 
 
-def test_constant_learning_rate():
-    assert learning_rates("constant") == [1e-3] * 13
-
-
-def test_cosine_learning_rate():
+def test_constant_and_cosine_learning_rate():
     """Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5."""
-    expected = [0.5e-3 * (1 + math.cos(math.pi * step / 12)) for step in range(13)]
-    assert learning_rates("cosine") == pytest.approx(expected, abs=1e-12)
+    cosine = [0.5e-3 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
+    assert learning_rates("constant") == [1e-3] * 12
+    assert learning_rates("cosine") == pytest.approx(cosine)
 
 
 def test_onecycle_learning_rate():
-    """From a 25th of the rate to all of it, and down to nearly nothing at the last of 12 steps."""
-    rates = learning_rates("onecycle")[:12]
-    peak = rates.index(max(rates))
+    """From a 25th of the rate to all of it, and down to nearly nothing in the last of the steps."""
+    rates = learning_rates("onecycle")
     assert rates[0] == pytest.approx(1e-3 / 25)
-    assert max(rates) == pytest.approx(1e-3, rel=0.1) and 2 <= peak <= 4
-    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+    assert 0.9e-3 < max(rates) <= 1e-3
     assert rates[-1] == pytest.approx(1e-3 / 25 / 1e4)
-
-
-def test_plateau_follows_the_training_objective_by_epoch(monkeypatch, tmp_path):
-    heard = []
-
-    class Listening(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics):
-            heard.append(metrics)
-            super().step(metrics)
-
-    monkeypatch.setattr(vae, "make_scheduler", lambda optimizer, n, args: Listening(optimizer))
-    _, log = vae.main(out=tmp_path / "run", lr_schedule="plateau", beta=3, **TINY)
-    assert heard == pytest.approx([row["train_objective"] for row in log], rel=1e-5)
-    assert heard[0] != pytest.approx(log[0]["train_loss"], rel=1e-3)
 
 
 def test_plateau_divides_the_rate_by_ten_after_four_epochs_without_progress():
@@ -370,33 +299,25 @@ def test_plateau_divides_the_rate_by_ten_after_four_epochs_without_progress():
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-4])
 
 
-def test_dynamic_binarisation_is_drawn_anew_in_every_epoch():
-    args, data = vae_args("--binarize=dynamic", "--batch-size=2000"), random_data(n_train=2000)
-    data.x_train[:] = data.x_train[0]                        # one image, drawn 2,000 times
-    torch.manual_seed(0)
-    model = Spy(args)
-    train(model, data, args)
-    train(model, data, args)
-    first, second = model.images
-    assert first.unique().tolist() == [0, 1]
-    assert not torch.equal(first, second)
-    assert (first.mean(0) - data.x_train[0] / 255).abs().max() < 5 * math.sqrt(0.25 / 2000)
+def test_plateau_follows_the_training_objective(tmp_path):
+    _, log = vae.main(out=tmp_path / "run", lr_schedule="plateau", beta=3, **TINY)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    lowest = min(row["train_objective"] for row in log)
+    assert checkpoint["scheduler"]["best"] == pytest.approx(lowest, rel=1e-5)
+    assert checkpoint["scheduler"]["last_epoch"] == 2        # once an epoch
 
 
 # ------------------------------------------------------------------------------------- evaluation
 
 def test_evaluation_is_the_mean_over_every_test_image_with_z_sampled():
     data = random_data(n_test=2501)                          # in three batches
-    torch.manual_seed(0)
     model = Spy(vae_args("--beta=4"))
-    nn.init.constant_(model.encoder[-1].bias[3:], -2)        # sigma is exp(-1), not 1
+    nn.init.constant_(model.encoder[-1].bias[3:], -2)        # sigma is about exp(-1), not 1
     row = vae.evaluate(model, data, 1, vae_args("--beta=4"))
 
     x = data.x_test / 255
     assert torch.equal(torch.cat(model.images), x)
-    eps = torch.cat(model.noise())
-    assert abs(eps.mean()) < 0.05 and abs(eps.std() - 1) < 0.05
-
+    assert torch.cat(model.noise()).std().item() == pytest.approx(1, abs=0.05)
     recon = cross_entropy(model.decoder(torch.cat(model.codes)), x).double().mean().item()
     kl = divergence(torch.cat(model.mus), torch.cat(model.logvars)).double().mean().item()
     assert row["test_recon"] == pytest.approx(recon, rel=1e-5)
@@ -430,30 +351,20 @@ def test_a_collapse_is_few_active_units_or_hardly_any_kl(active, kl, beta, colla
     assert ("collapsed" in capsys.readouterr().out) == collapsed
 
 
-# ------------------------------------------------------------------------------------------- means
-
 def test_means_are_sums_over_a_count():
-    """A short last batch must not weigh as much as a whole one."""
+    """A short last batch does not weigh as much as a whole one; 2^24 + 1 needs more than the 24
+    bits of a float; and no graph is kept to the end of the epoch."""
     means = Means()
-    means.add({"a": torch.tensor([10.0, 10.0, 10.0])})
-    means.add({"a": torch.tensor([2.0])})
-    assert means.compute("epoch 1") == {"a": 32 / 4}
-
-
-def test_means_outgrow_the_digits_of_a_float():
-    """2^24 and five ones: with 24 bits each 1 would be lost."""
-    means = Means()
-    means.add({"a": torch.tensor([2.0**24])})
-    for _ in range(5):
-        means.add({"a": torch.ones(1)})
-    assert means.compute("epoch 1")["a"] == (2**24 + 5) / 6
+    means.add({"a": torch.tensor([2.0**24, 0.0, 0.0], requires_grad=True)}, "vae_")
+    means.add({"a": torch.tensor([1.0])}, "vae_")
+    assert not means.sums["vae_a"][0].requires_grad
+    assert means.compute("epoch 1") == {"vae_a": (2**24 + 1) / 4}
 
 
 def test_a_term_that_is_not_finite_is_named_with_its_step(capsys):
     """The KL breaks in step 2, and the totals with it; in step 3 the reconstruction, too."""
-    nan = math.nan
     means = Means()
-    for recon, kl in ((1.0, 1.0), (1.0, nan), (nan, nan)):
+    for recon, kl in ((1.0, 1.0), (1.0, math.nan), (math.nan, math.nan)):
         recon, kl = torch.tensor([recon]), torch.tensor([kl])
         means.add({"objective": recon + kl, "recon": recon, "kl": kl, "other": torch.ones(1)})
     with pytest.raises(SystemExit) as stop:
@@ -462,15 +373,13 @@ def test_a_term_that_is_not_finite_is_named_with_its_step(capsys):
     assert "kl is not finite in step 2 of epoch 7" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------ all together
-
 def test_an_autoencoder_learns_32_images_down_to_their_entropy():
     """A grey pixel x costs at least its entropy, -x log x - (1 - x) log(1 - x): less would be a bug
     as well."""
     data = load_data("digits", train_size=32)
     x = data.x_train / 255
     entropy = -torch.xlogy(x, x) - torch.xlogy(1 - x, 1 - x)
-    floor = entropy.flatten(1).sum(1).mean().item()
+    floor = entropy.sum((1, 2, 3)).mean().item()
 
     args = vae_args("--beta=0", "--latent=20", "--hidden=200", "--batch-size=32", "--epochs=300",
                     "--lr=5e-3", "--lr-schedule=onecycle", shape=(1, 28, 28))
@@ -481,9 +390,3 @@ def test_an_autoencoder_learns_32_images_down_to_their_entropy():
     for epoch in range(1, 301):
         row = vae.train_epoch(model, optimizer, scheduler, data, epoch, args)
     assert floor < row["train_recon"] < floor + 5
-
-
-def test_the_log_of_an_autoencoder_has_no_kl(tmp_path):
-    _, log = vae.main(out=tmp_path / "run", beta=0, **TINY | {"train_size": 50, "epochs": 1})
-    assert log[0]["train_kl"] is None and log[0]["test_kl"] is None
-    assert log[0]["test_loss"] == log[0]["test_recon"]
