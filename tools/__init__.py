@@ -1,1 +1,0 @@
-"""What is needed beside the scripts: pages, benchmarks and records of the project."""
