@@ -1,0 +1,71 @@
+"""mnist_vae.py stands alone, and its losses are those of vae.py to the last printed digit."""
+import ast
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import vae
+
+SCRIPT = ROOT / "mnist_vae.py"
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """A folder with 300 training and 70 test images in MNIST's own layout, for want of MNIST."""
+    folder = tmp_path_factory.mktemp("data")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 300), ("t10k", 70)):
+        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
+        header = np.array([0x803, n, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.arange(n, dtype=np.uint8) % 10
+        header = np.array([0x801, n], ">i4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return folder
+
+
+def test_its_losses_are_those_of_vae_py(mnist, tmp_path):
+    """A short last batch, three epochs, another rate and seed than the defaults."""
+    flags = ["--hidden=30", "--latent=5", "--epochs=3", "--batch-size=64", "--lr=2e-3", "--seed=7",
+             f"--data={mnist}"]
+    done = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"train loss ([\d.]+), test loss ([\d.]+) = recon ([\d.]+) \+ kl ([\d.]+)",
+                         done.stdout)
+    _, log = vae.main(flags, out=tmp_path / "run", device="cpu", quiet=True)
+    columns = ("train_loss", "test_loss", "test_recon", "test_kl")
+    expected = [tuple(f"{row[column]:.6g}" for column in columns) for row in log]
+    assert printed == expected
+    assert (tmp_path / "mnist_vae.png").stat().st_size > 1000
+
+
+def test_it_imports_nothing_of_ours_and_says_what_it_needs():
+    source = SCRIPT.read_text(encoding="utf-8")
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module.split(".")[0])
+    assert modules - set(sys.stdlib_module_names) == {"torch", "torchvision"}
+    header = re.search(r"# /// script\n(# .*\n)+# ///\n", source)   # PEP 723, read by uv run
+    assert header and "torch>=" in header[0] and "torchvision>=" in header[0]
+    assert len(source.splitlines()) <= 130
+
+
+def test_without_mnist_it_names_the_files_and_the_folder(tmp_path):
+    code = ("import sys, runpy, torchvision\n"
+            "torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
+            f"sys.argv = ['mnist_vae.py', '--data', {str(tmp_path)!r}]\n"
+            f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "train-images-idx3-ubyte.gz" in line and f"{tmp_path}/MNIST/raw" in line

@@ -1,0 +1,1 @@
+"""What is needed beside the scripts: pages, benchmarks and records of the project."""

@@ -1,0 +1,395 @@
+"""Speed of our training loops beside the usual ones, and beside nothing but matrix products.
+
+The usual loop is the same network fed by a torchvision data set and a DataLoader, in the default
+memory layout, with default Adam, and with loss.item() in every step. Each loop runs in a process of
+its own, in turn; the medians of the rounds are printed. On a busy machine ratios hold, single times
+do not.
+
+    python -m tools.benchmark                # the MLP of vae.py, 784-400-20; seconds to 105.6 nats
+    python -m tools.benchmark --model conv   # vae.py --arch conv
+    python -m tools.benchmark --model gan    # gan.py --loss wgan-gp
+"""
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gan
+import vae
+from common import Data, Means, fail, load_data
+from run import Parser, make_scheduler, number, parse, path_text, pick_device, set_defaults
+
+SHAPE = (1, 28, 28)   # of an image of MNIST
+OURS = ("ours", "ours --amp", "ours --compile", "ours --amp --compile")
+LOOPS = {
+    "vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours --amp to 105.6"),
+    "conv": ("usual", *OURS, "matrix products"),
+    "gan": ("usual", "ours", "ours --amp", "matrix products"),   # wgan-gp cannot be compiled
+}
+IMAGES = {"vae": 60_000, "conv": 6400, "gan": 1600}   # of a training epoch that is timed
+TARGET = 105.6   # nats, where pytorch/examples ends after ten epochs
+TO_TARGET = {"epochs": 5, "lr": 8e-3, "lr_schedule": "onecycle"}   # chosen on held-out images
+
+
+def flags():
+    parser = Parser(__file__, __doc__)
+    parser.prog = "-m tools.benchmark"   # a module: it imports the scripts one folder up
+    parser.usage = "python -m tools.benchmark [flags]"
+    parser.add_argument("--model", choices=tuple(LOOPS), default="vae", help="what is trained")
+    parser.add_argument("--data", type=path_text, default="data", metavar="DIR",
+                        help="folder of MNIST")
+    parser.add_argument("--train-size", type=number(int, 128), metavar="N",
+                        help="use the first N training images")
+    parser.add_argument("--rounds", type=number(int, 1), default=3, metavar="N",
+                        help="how often each loop is timed")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
+    parser.add_argument("--loop", help="time this loop once, in this process, and print JSON")
+    return parser
+
+
+def settings_of_script(args):
+    """The flags of the script that is timed, as its own main has them."""
+    if args.model == "gan":
+        settings = parse(gan.flags(), ["--loss=wgan-gp"], {})
+        gan.set_defaults(settings)
+    else:
+        network = "--arch=conv" if args.model == "conv" else "--hidden=400"
+        settings = parse(vae.flags(), [network, "--lr=1e-3", "--lr-schedule=constant"], {})
+        image = torch.empty(1, *SHAPE, dtype=torch.uint8)
+        set_defaults(settings, Data("MNIST", image, None, image, None, []))
+    settings.amp = "--amp" in args.loop
+    settings.compile = "--compile" in args.loop
+    return settings
+
+
+# ----------------------------------------------------------------------------------- the loops
+# Each function returns two others, of a training epoch and of a test: they return a loss.
+
+def no_test():
+    """Stands in for the test where there is none."""
+    return 0.0
+
+
+def usual_loaders(args, batch_size, *more_transforms):
+    """DataLoaders of MNIST: the first args.train_size training images, and the test set."""
+    from torch.utils.data import DataLoader, Subset
+    from torchvision import datasets, transforms
+    transform = transforms.Compose([transforms.ToTensor(), *more_transforms])
+    train = datasets.MNIST(args.data, train=True, transform=transform)
+    test = datasets.MNIST(args.data, train=False, transform=transform)
+    train = Subset(train, range(args.train_size))
+    return DataLoader(train, batch_size, shuffle=True), DataLoader(test, batch_size)
+
+
+def usual_vae(args):
+    """The loop of countless tutorials: one image at a time through Python, one wait per step."""
+    settings = settings_of_script(args)
+    train, test = usual_loaders(args, settings.batch_size)
+    model = vae.VAE(SHAPE, settings).to(args.device, memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def batch_loss(x):
+        """The sum over a batch, in nats."""
+        x = x.to(args.device)
+        eps = torch.randn(len(x), settings.latent, device=args.device)
+        recon, kl, _ = vae.loss_terms(model, x, eps)
+        return (recon + kl).sum()
+
+    def train_epoch():
+        model.train()
+        total = 0
+        for x, _ in train:
+            optimizer.zero_grad()
+            loss = batch_loss(x)
+            (loss / len(x)).backward()
+            optimizer.step()
+            total += loss.item()
+        return total / len(train.dataset)
+
+    def test_epoch():
+        model.eval()
+        total = 0
+        with torch.no_grad():
+            for x, _ in test:
+                total += batch_loss(x).item()
+        return total / len(test.dataset)
+
+    return train_epoch, test_epoch
+
+
+def usual_gan(args):
+    """WGAN-GP as many know it: the fake batch keeps its graph into the generator."""
+    from torchvision import transforms
+    settings = settings_of_script(args)
+    train, _ = usual_loaders(args, settings.batch_size, transforms.Pad(2),
+                             transforms.Normalize(0.5, 0.5))   # 32x32, in [-1, 1]
+    layout = torch.contiguous_format
+    generator = gan.Generator(SHAPE, 0, settings).to(args.device, memory_format=layout)
+    critic = gan.Discriminator(SHAPE, 0, settings).to(args.device, memory_format=layout)
+    g_optimizer = torch.optim.Adam(generator.parameters(), settings.lr, betas=(0.0, 0.9))
+    d_optimizer = torch.optim.Adam(critic.parameters(), settings.lr, betas=(0.0, 0.9))
+
+    def train_epoch():
+        for step, (x, y) in enumerate(train, 1):
+            x, y = x.to(args.device), y.to(args.device)
+            fake = generator(torch.randn(len(x), settings.latent, device=args.device), y)
+            penalty = gan.gradient_penalty(critic, x, fake, y).mean()
+            loss = critic(fake, y).mean() - critic(x, y).mean() + gan.LAMBDA * penalty
+            d_optimizer.zero_grad()
+            loss.backward()
+            d_optimizer.step()
+            if step % settings.critic_steps == 0:
+                fake = generator(torch.randn(len(x), settings.latent, device=args.device), y)
+                g_loss = -critic(fake, y).mean()
+                g_optimizer.zero_grad()
+                g_loss.backward()
+                g_optimizer.step()
+                g_loss.item()
+            loss.item()
+        return 0.0
+
+    return train_epoch, no_test
+
+
+def our_data(args):
+    """MNIST with the training images that usual_loaders has."""
+    data = load_data("MNIST", args.data, args.device)
+    return data._replace(x_train=data.x_train[:args.train_size],
+                         y_train=data.y_train[:args.train_size])
+
+
+def our_vae(args, **replaced):
+    """The functions of vae.py; keywords replace its flags."""
+    settings = settings_of_script(args)
+    vars(settings).update(replaced)
+    data = our_data(args)
+    model = vae.build(SHAPE, len(data.classes), settings).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    scheduler = make_scheduler(optimizer, len(data.x_train), settings)
+
+    def train_epoch():
+        row = vae.train_epoch(model, optimizer, scheduler, data, 1, settings)
+        return row["train_loss"]
+
+    def test_epoch():
+        return vae.evaluate(model, data, 1, settings)["test_loss"]
+
+    return train_epoch, test_epoch
+
+
+def our_gan(args):
+    """The steps of gan.py, its running average included."""
+    settings = settings_of_script(args)
+    data = our_data(args)
+    generator = gan.build(SHAPE, len(data.classes), settings).to(args.device)
+    critic = gan.Discriminator(SHAPE, generator.classes, settings).to(args.device)
+    average = copy.deepcopy(generator)
+    g_optimizer = torch.optim.Adam(generator.parameters(), settings.lr, betas=(0.0, 0.9),
+                                   fused=True)
+    d_optimizer = torch.optim.Adam(critic.parameters(), settings.lr, betas=(0.0, 0.9), fused=True)
+
+    def train_epoch():
+        means = Means()
+        for step in range(1, args.train_size // settings.batch_size + 1):
+            x, y = gan.real_batch(data, settings)
+            means.add(gan.discriminator_step(generator, critic, d_optimizer, x, y, settings))
+            if step % settings.critic_steps == 0:
+                means.add(gan.generator_step(generator, critic, g_optimizer, y, settings))
+                gan.update_average(average, generator, settings.ema)
+        return 0.0
+
+    return train_epoch, no_test
+
+
+class Recorder(TorchDispatchMode):
+    """Remembers the large matrix products and convolutions that are done while it is active,
+    those of the first and of the second derivatives included."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []   # (function, arguments)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if is_large_product(func, args):
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def is_large_product(func, args):
+    """Whether an operation is a convolution, or a product of matrices with no side below 100."""
+    name = str(func)
+    if name.startswith("aten.convolution"):
+        return True
+    if not name.startswith(("aten.mm", "aten.addmm")):
+        return False
+    matrices = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim > 1]
+    return all(min(matrix.shape) >= 100 for matrix in matrices)
+
+
+def matrix_products(args):
+    """The products of a few of our own steps, over and over, and nothing else."""
+    few = argparse.Namespace(**vars(args))
+    few.train_size = 640
+    train_epoch, _ = our_gan(few) if args.model == "gan" else our_vae(few)
+    train_epoch()   # what is done only once is over
+    with Recorder() as recorder:
+        train_epoch()
+    calls = recorder.calls
+    n = len(calls) * args.train_size // few.train_size   # as many as for all the images
+
+    @torch.no_grad()
+    def replay():
+        for i in range(n):
+            func, operands = calls[i % len(calls)]
+            func(*operands)
+        return 0.0
+
+    return replay, no_test
+
+
+def make_loop(args):
+    """The training epoch and the test of --loop."""
+    if args.loop == "matrix products":
+        return matrix_products(args)
+    if args.loop.startswith("usual"):
+        return usual_gan(args) if args.model == "gan" else usual_vae(args)
+    return our_gan(args) if args.model == "gan" else our_vae(args)
+
+
+# ---------------------------------------------------------------------------------- the clocks
+
+def time_loop(args):
+    """Seconds of a training epoch and of a test, after one of each to warm up; the losses after
+    both; memory in MB."""
+    torch.manual_seed(1)
+    train_epoch, test_epoch = make_loop(args)
+    train_epoch()
+    test_epoch()
+    train_seconds, train_loss = seconds_of(train_epoch, args)
+    test_seconds, test_loss = seconds_of(test_epoch, args)
+    if args.device.startswith("cuda"):
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"train": train_seconds, "test": test_seconds, "MB": memory,
+            "train_loss": train_loss, "test_loss": test_loss}
+
+
+def seconds_of(epoch, args):
+    """The seconds that a function takes, and what it returns."""
+    synchronize(args)
+    start = time.perf_counter()
+    loss = epoch()
+    synchronize(args)
+    return time.perf_counter() - start, loss
+
+
+def synchronize(args):
+    """Wait for a GPU, which works on while Python is already further."""
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def time_to_target(args):
+    """Seconds of training and testing until the test loss is at most TARGET."""
+    torch.manual_seed(1)
+    if args.loop.startswith("usual"):
+        train_epoch, test_epoch = usual_vae(args)
+        most = 20
+    else:
+        train_epoch, test_epoch = our_vae(args, **TO_TARGET)
+        most = TO_TARGET["epochs"]
+    start = time.perf_counter()
+    loss, epochs = float("inf"), 0
+    while loss > TARGET and epochs < most:
+        train_epoch()
+        loss = test_epoch()
+        epochs += 1
+    return {"seconds": time.perf_counter() - start, "epochs": epochs, "test_loss": loss}
+
+
+def is_race(loop):
+    """Whether a loop is timed until it reaches TARGET."""
+    return loop.endswith(f"to {TARGET}")
+
+
+def time_in_process(loop, args):
+    """The result of a loop that is timed in a process of its own."""
+    command = [sys.executable, "-m", "tools.benchmark", f"--loop={loop}", f"--model={args.model}",
+               f"--data={args.data}", f"--device={args.device}"]
+    if not is_race(loop):
+        command.append(f"--train-size={args.train_size}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        fail(f"{loop}: {done.stderr}", status=1)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def medians(results):
+    """[{name: number}, ...] of the rounds -> {name: median}."""
+    return {name: statistics.median(result[name] for result in results) for name in results[0]}
+
+
+# -------------------------------------------------------------------------------------- output
+
+def show(table, args):
+    """Print {loop: {name: number}} as a table in Markdown."""
+    print(f"python -m tools.benchmark --model {args.model}: torch {torch.__version__}, "
+          f"{args.device}, {torch.get_num_threads()} threads, {args.train_size} images, "
+          f"median of {args.rounds}")
+    print("| loop | train s | test s | images/s | epoch / usual | train / products | MB | loss |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    usual = table["usual"]["train"] + table["usual"]["test"]
+    products = table["matrix products"]["train"]
+    for loop, result in table.items():
+        if is_race(loop):
+            continue
+        train, test = result["train"], result["test"]
+        print(f"| {loop} | {train:.2f} | {test:.2f} | {args.train_size / train:,.0f} "
+              f"| {(train + test) / usual:.2f} | {train / products:.2f} "
+              f"| {result['MB']:,.0f} | {result['test_loss']:.1f} |")
+    for loop, result in table.items():
+        if not is_race(loop):
+            continue
+        missed = ", not reached" if result["test_loss"] > TARGET else ""
+        print(f"\n{loop}: {result['seconds']:.1f} s, {result['epochs']:.0f} epochs, "
+              f"test loss {result['test_loss']:.2f}{missed}")
+
+
+def main(argv=(), **overrides):
+    """Print the table. Returns {loop: {"train": seconds, "test": seconds, ...}}, medians; with
+    --loop the result of that loop."""
+    args = parse(flags(), argv, overrides)
+    loops = LOOPS[args.model]
+    if args.train_size is not None:   # no race is won on fewer images
+        loops = [loop for loop in loops if not is_race(loop)]
+    else:
+        args.train_size = IMAGES[args.model]
+    args.device = str(pick_device(args.device))
+
+    if args.loop is not None:
+        if args.loop not in loops:
+            fail(f"--loop must be one of {', '.join(loops)}, not {args.loop}")
+        result = time_to_target(args) if is_race(args.loop) else time_loop(args)
+        print(json.dumps(result))
+        return result
+
+    load_data("MNIST", args.data, train_size=args.train_size)   # or one line says why not
+    results = {loop: [] for loop in loops}
+    for _ in range(args.rounds):
+        for loop in loops:
+            results[loop].append(time_in_process(loop, args))
+    table = {loop: medians(rounds) for loop, rounds in results.items()}
+    show(table, args)
+    return table
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+# Sourced by demo.sh and test.sh: go to the root of the project and see that .venv is complete.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+stamp=.venv/requirements.txt   # a copy, written last: the set-up is done while the two are equal
+
+fits() {   # do the installed torch and torchvision belong together?
+    .venv/bin/python -c "import torch, torchvision" 2>/dev/null
+}
+
+fresh_venv() {
+    rm -rf .venv
+    "${PYTHON:-python3}" -m venv .venv
+}
+
+cpu_wheels() {   # about 200 MB instead of 5 GB; gives up at once where the index cannot be reached
+    echo "set-up: no NVIDIA driver; trying PyTorch's index of CPU wheels"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --timeout 5 --retries 0 \
+        --index-url https://download.pytorch.org/whl/cpu \
+        $(grep -oE '^(torch|torchvision)[>=][^ ]*' requirements.txt) 2>/dev/null && fits
+}
+
+if ! cmp -s requirements.txt "$stamp"; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "set-up: Python 3.10 or newer is needed; name it with PYTHON=python3.12 bash ..." >&2
+        exit 1
+    }
+    set -e
+    fresh_venv
+    if [ "$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then
+        if cpu_wheels; then
+            echo "set-up: CPU wheels installed"
+        else
+            echo "set-up: no fitting CPU wheels; taking the default index (about 5 GB)"
+            fresh_venv
+        fi
+    fi
+    .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+    fits || {
+        echo "set-up: the torch and torchvision of this package index do not fit together" >&2
+        exit 1
+    }
+    cp requirements.txt "$stamp"
+    set +e
+fi
