@@ -5,10 +5,13 @@ Throughout: an image is a float in [0, 1], (B, C, H, W); a loss is in nats per i
 import contextlib
 import functools
 import importlib
+import io
 import math
 import os
 import socket
 import sys
+import unicodedata
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +22,47 @@ from torch.nn import functional as F
 
 def fail(message, status=2):
     """End the program with one line that names the flag or file and the remedy."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    tell(f"error: {' '.join(message.split())}", sys.stderr)
     raise SystemExit(status)
+
+
+def tell(message, stream=None):
+    """Print a line. A character that the terminal cannot show is escaped, and a terminal that is
+    gone ends nothing: a training outlives its output."""
+    stream = stream or sys.stdout
+    try:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        message = printable(message)
+        message = message.encode(encoding, "backslashreplace").decode(encoding)
+        print(message, file=stream, flush=True)
+    except (OSError, ValueError, AttributeError):   # closed, before Python started or since
+        silence(stream)
+
+
+def silence(stream):
+    """Let Python forget a stream that is gone, or it would fail at the end, in its last flush."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is stream:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))   # noqa: SIM115
+
+
+def write_whole(path, content):
+    """Write bytes under another name and rename, so that a kill leaves no half of a file. Where
+    that cannot be, the program ends with one line, and the file is what it was."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}; make room, or use a folder that can be "
+             "written; what was saved before is whole", status=1)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)   # where something came between
 
 
 @functools.cache   # the line is printed once, however often a figure is due
@@ -29,7 +71,7 @@ def has_package(name, purpose):
     try:
         importlib.import_module(name)
     except ImportError:
-        print(f"{name} is not installed: going on without {purpose} (pip install {name})")
+        tell(f"{name} is not installed: going on without {purpose} (pip install {name})")
         return False
     return True
 
@@ -46,27 +88,43 @@ class Data(NamedTuple):
     classes: list           # the names of the labels; empty where there are none
 
 
-def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None):
+def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None,
+              skip_broken=False, say=tell):
     """Read a data set by name or path, resize it and take subsets.
 
     name: a key of READERS, an image folder or an .npz file; folder: where the named ones lie.
-    Ends the program with one line if the data cannot be used.
+    Where a folder or file has no test part, a tenth of it becomes that (split_off_test); the first
+    edition took every tenth of the sorted files, so its runs had another split. What was converted
+    or left out is handed to `say`, a line each. Ends the program with one line if the data cannot
+    be used. skip_broken: leave out damaged images of a folder.
     """
-    path = Path(name)
+    if not str(name).strip():
+        fail("--dataset is empty; give the name of a data set, or a path")
+    if not str(folder).strip():
+        fail("--data is empty; give a folder")
+    path = Path(os.path.expanduser(name))
+    folder = os.path.expanduser(folder)
+    notes = []   # said at the end: a refusal is one line
+
     if name in READERS:
         x_train, y_train, x_test, y_test, classes = READERS[name](name, folder)
-    elif path.is_dir():
-        x_train, y_train, x_test, y_test, classes = read_folder(path, image_size)
-    elif path.is_file() and path.suffix == ".npz":
-        x_train, y_train, x_test, y_test, classes = read_npz(path)
+    elif os.path.isdir(path):
+        parts = read_folder(path, image_size, skip_broken, notes)
+        x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
+    elif os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
+        parts = read_npz(path, notes)
+        x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
     else:
         fail(f"--dataset {name} was not found; use {', '.join(READERS)}, the path of an image "
              "folder or of an .npz file")
+
     x_train, y_train = random_subset(x_train, y_train, train_size, "--train-size")
     x_test, y_test = random_subset(x_test, y_test, test_size, "--test-size")
     x_train, x_test = resize(x_train, image_size), resize(x_test, image_size)
-    name = path.name if path.is_dir() else path.stem
-    return Data(name, x_train.to(device), y_train.to(device),
+    for note in notes:
+        say(printable(f"--dataset {path}: {note}"))
+    name = path.name if os.path.isdir(path) else path.stem
+    return Data(printable(name), x_train.to(device), y_train.to(device),
                 x_test.to(device), y_test.to(device), classes)
 
 
@@ -80,6 +138,8 @@ def random_subset(x, y, size, flag):
     keep = torch.randperm(len(x), generator=generator)[:size].sort().values
     return x[keep], y[keep]
 
+
+# Named data sets
 
 def read_digits(name, folder):
     """scikit-learn's 1,797 handwritten digits, 8x8 in 17 greys, enlarged and framed like MNIST's.
@@ -100,30 +160,74 @@ def read_digits(name, folder):
 
 
 def read_torchvision(name, folder):
-    """A torchvision data set, downloaded if `folder` lacks it; gives up after 10 s of silence."""
+    """MNIST, its relatives and CIFAR by torchvision."""
+    train, test = open_torchvision(name, folder, {"train": True}, {"train": False})
+    x_train, y_train = channels_first(train.data), torch.as_tensor(train.targets)
+    x_test, y_test = channels_first(test.data), torch.as_tensor(test.targets)
+    classes = [label.split(" - ")[0] for label in train.classes]   # MNIST has "0 - zero"
+    return x_train, y_train, x_test, y_test, classes
+
+
+def read_letters(name, folder):
+    """EMNIST's letters, a to z, large and small ones as one class."""
+    train, test = open_torchvision(name, folder, {"split": "letters", "train": True},
+                                   {"split": "letters", "train": False})
+    x_train, y_train = channels_first(train.data.mT), train.targets - 1   # lying, numbered from 1
+    x_test, y_test = channels_first(test.data.mT), test.targets - 1
+    return x_train, y_train, x_test, y_test, train.classes[1:]
+
+
+def read_svhn(name, folder):
+    """Street View House Numbers: digits in colour, 32x32."""
+    train, test = open_torchvision(name, folder, {"split": "train"}, {"split": "test"})
+    classes = [str(digit) for digit in range(10)]
+    return (torch.tensor(train.data), torch.tensor(train.labels),
+            torch.tensor(test.data), torch.tensor(test.labels), classes)
+
+
+def open_torchvision(name, folder, train_flags, test_flags):
+    """Training and test part of a torchvision data set, downloaded if `folder` lacks it; gives up
+    after 10 s of silence."""
     from torchvision import datasets
     dataset = getattr(datasets, name)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train = dataset(folder, train=True, download=True)
-            test = dataset(folder, train=False, download=True)
-    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
-        if hasattr(dataset, "filename"):   # CIFAR10 is one file
-            place = Path(folder)
-            files = [dataset.filename]
-        else:
-            place = Path(folder, name, "raw")
-            files = [file for file, _ in dataset.resources]
+            train = dataset(folder, download=True, **train_flags)
+            test = dataset(folder, download=True, **test_flags)
+    except Exception as error:   # a damaged file can raise anything
+        place, files = files_of(name, dataset, folder)
+        for file in sorted(place.glob("*-ubyte")):
+            if not is_whole_idx(file):   # torchvision would not unpack a good .gz over it
+                fail(f"--dataset {name}: {file} is damaged; delete the broken file, and put "
+                     f"{', '.join(files)} into {place} if it is not there")
         fail(f"--dataset {name} is not complete in {place} and could not be downloaded ({error}); "
              f"put {', '.join(files)} there, or use --dataset digits")
     finally:
         socket.setdefaulttimeout(timeout)
-    x_train, y_train = channels_first(train.data), torch.as_tensor(train.targets)
-    x_test, y_test = channels_first(test.data), torch.as_tensor(test.targets)
-    classes = [label.split(" - ")[0] for label in train.classes]   # MNIST has "0 - zero"
-    return x_train, y_train, x_test, y_test, classes
+    return train, test
+
+
+def files_of(name, dataset, folder):
+    """Where a torchvision data set lies, and what it is downloaded as."""
+    if name == "SVHN":
+        return Path(folder), [dataset.split_list[split][1] for split in ("train", "test")]
+    if name == "EMNIST":
+        return Path(folder, name, "raw"), [Path(dataset.url).name]
+    if hasattr(dataset, "filename"):   # CIFAR is one file
+        return Path(folder), [dataset.filename]
+    return Path(folder, name, "raw"), [file for file, _ in dataset.resources]
+
+
+def is_whole_idx(file):
+    """Whether a file of MNIST's format has the size that its header says."""
+    header = file.read_bytes()[:16]
+    if len(header) < 8:
+        return False
+    n_dimensions = header[3]
+    sizes = np.frombuffer(header[4:4 + 4 * n_dimensions], ">u4").astype(object)
+    return file.stat().st_size == 4 + 4 * n_dimensions + math.prod(sizes)
 
 
 # A new data set is one function (name, folder) -> x_train, y_train, x_test, y_test, classes, with
@@ -133,120 +237,462 @@ READERS = {
     "MNIST": read_torchvision,
     "FashionMNIST": read_torchvision,
     "KMNIST": read_torchvision,
+    "EMNIST": read_letters,
     "CIFAR10": read_torchvision,
+    "CIFAR100": read_torchvision,
+    "SVHN": read_svhn,
 }
 
 
-def read_npz(path):
-    """The Keras keys: x_train, x_test uint8 (N, H, W) or (N, H, W, C); y_train, y_test (N,) or
-    (N, 1), or no labels; `classes`, the names of the labels, optional."""
-    try:
-        with np.load(path, allow_pickle=False) as file:   # a pickle could run any code
-            arrays = dict(file)
-    except Exception as error:   # a file that is something else can raise anything
-        fail(f"--dataset {path}: {error}; store plain arrays with numpy.savez")
-    listing = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in arrays.items())
-    found = f"--dataset {path} holds {listing}"
+# What folders and files have in common: read_folder and read_npz return x, y, names, is_test.
+# x: uint8 (N, C, H, W). y: int64 (N,). names: of the labels; None if they have none; empty if there
+# are no labels. is_test: bool (N,); None if there is no test part.
 
-    x_train, x_test = arrays.get("x_train"), arrays.get("x_test")
-    if not is_image_array(x_train) or not is_image_array(x_test):
-        fail(f"{found}; x_train and x_test must be uint8 (N, H, W) or (N, H, W, 1 or 3)")
-    if x_train.shape[1:] != x_test.shape[1:]:
-        fail(f"{found}; x_train and x_test must agree in all but N")
-    if "y_train" not in arrays and "y_test" not in arrays:
-        y_train = torch.zeros(len(x_train), dtype=torch.long)
-        y_test = torch.zeros(len(x_test), dtype=torch.long)
-        return channels_first(x_train), y_train, channels_first(x_test), y_test, []
+def arrange(place, parts, notes):
+    """x, y, names, is_test of the data at `place` -> x_train, y_train, x_test, y_test, classes."""
+    x, y, names, is_test = parts
+    if is_test is None:
+        is_test = split_off_test(y, place)
+        notes.append(f"no test part; {int(is_test.sum())} of {len(y)} images are that, a tenth of "
+                     "each class, drawn at random and always the same")
+    x_train, y_train = x[~is_test], y[~is_test]
+    x_test, y_test = x[is_test], y[is_test]
 
-    y_train = label_tensor(arrays.get("y_train"), len(x_train), found)
-    y_test = label_tensor(arrays.get("y_test"), len(x_test), found)
-    if "classes" in arrays:
-        classes = [str(name) for name in arrays["classes"].flat]
-    else:
-        n_classes = min(int(y_train.max()) + 1, len(y_train))   # one stray 10^9 is not 10^9 classes
-        classes = [str(label) for label in range(n_classes)]
-    low, high = torch.cat([y_train, y_test]).aminmax()
-    if low < 0 or high >= len(classes):
-        fail(f"--dataset {path}: labels from {low} to {high} are out of range for {len(classes)} "
-             "classes; number them from 0, each with at least one training image")
-    return channels_first(x_train), y_train, channels_first(x_test), y_test, classes
+    if x_train.max() == 1:   # masks: grey level 1 of 255 would be nearly black
+        if x_test.max() > 1:
+            fail(f"{place}: training pixels end at 1, test pixels at {x_test.max()}; multiply the "
+                 "training images by 255")
+        notes.append("pixels are 0 and 1; multiplied by 255")
+        x_train, x_test = x_train * 255, x_test * 255
 
-
-def is_image_array(x):
-    """Whether x is a uint8 array (N, H, W), (N, H, W, 1) or (N, H, W, 3) that is not empty."""
-    if x is None or x.dtype != np.uint8 or x.size == 0:
-        return False
-    return x.ndim == 3 or (x.ndim == 4 and x.shape[3] in (1, 3))
+    if names == []:
+        return x_train, y_train, x_test, y_test, []
+    trained = y_train.unique()   # sorted
+    untrained = y_test[~torch.isin(y_test, trained)]
+    if len(untrained) > 0:
+        label = untrained[0].item()
+        shown = label if names is None else names[label]
+        fail(f"{place}: class {shown} has test images, but none for training; add some, or remove "
+             "it from the test part")
+    classes = number_classes(trained, names, notes)
+    y_train, y_test = torch.searchsorted(trained, y_train), torch.searchsorted(trained, y_test)
+    return x_train, y_train, x_test, y_test, classes
 
 
-def label_tensor(y, n, found):
-    """Labels (n,) or (n, 1) of any integer type -> int64 (n,)."""
-    if y is None or y.dtype.kind not in "iu" or y.shape not in ((n,), (n, 1)):
-        fail(f"{found}; y_train and y_test must be whole numbers (N,)")
-    return torch.from_numpy(y.astype(np.int64)).view(-1)
+def split_off_test(y, place):
+    """Which images of labels y (N,) are for testing: a tenth of each class, always the same.
 
-
-def read_folder(root, size=None):
-    """Images in `root` itself or in one sub-folder per class; or the same in train/ and test/.
-
-    Without train/ and test/ every tenth of the sorted files is test. Grey if all images are grey,
-    else RGB.
+    Every tenth of the images in random order, sorted by class; a class of one image is trained.
     """
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        train, test = list_images(root / "train"), list_images(root / "test")
-    else:
-        files = list_images(root)
-        if len(files) < 10:
-            fail(f"--dataset {root}: {len(files)} images are too few; a test set needs 10")
-        train = [file for i, file in enumerate(files) if i % 10 != 9]
-        test = files[9::10]
+    if len(y) < 10:
+        fail(f"{place}: {len(y)} images are too few; a test set needs 10")
+    generator = torch.Generator().manual_seed(10)   # not the one of --seed
+    shuffled = torch.randperm(len(y), generator=generator)
+    by_class = shuffled[y[shuffled].argsort(stable=True)]
+    tenth = by_class[9::10]
+    _, class_of, sizes = y.unique(return_inverse=True, return_counts=True)
+    is_test = torch.zeros(len(y), dtype=torch.bool)
+    is_test[tenth] = sizes[class_of[tenth]] > 1
+    if not is_test.any():
+        fail(f"{place} has one image per class; a test set needs two of a class")
+    return is_test
 
-    images = []
-    for file, _ in train + test:
-        image = resize(read_image(file), size)
+
+def number_classes(trained, names, notes):
+    """Names of the classes 0, 1 ... that stand for the labels `trained`; names: of all labels."""
+    if names is None:
+        classes = [str(label) for label in trained.tolist()]
+        if trained[-1] != len(trained) - 1:
+            notes.append(f"labels {listing(classes)} are numbered from 0; their names stay")
+        return classes
+    missing = []
+    for label, name in enumerate(names):
+        if label not in trained:
+            missing.append(name)
+    if missing:
+        notes.append(f"no images of {listing(missing)}; left out as a class")
+    return [printable(names[label]) for label in trained.tolist()]
+
+
+def listing(names):
+    """The first few of many names, for a line."""
+    shown = [shortened(name) for name in names[:5]]
+    return ", ".join(shown) + (f" ... ({len(names)})" if len(names) > 5 else "")
+
+
+def printable(text):
+    """Text without what could harm a terminal or a file: "\\x1b" for an escape character."""
+    if text.isprintable():
+        return text
+    shown = [c if c.isprintable() else ascii(c)[1:-1] for c in text]
+    return "".join(shown)
+
+
+# Files of arrays
+
+# Images and labels by the names that Keras, scikit-learn, MedMNIST and people give them.
+TRAIN_KEYS = {"x_train": "y_train", "X_train": "y_train", "train_images": "train_labels",
+              "images": "labels", "X": "y", "x": "y", "data": "labels"}
+TEST_KEYS = {"x_test": "y_test", "X_test": "y_test", "test_images": "test_labels",
+             "x_val": "y_val", "X_val": "y_val", "val_images": "val_labels"}
+
+
+def read_npz(path, notes):
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) with or without labels under TRAIN_KEYS and
+    TEST_KEYS; `classes`, the names of the labels, optional. An .npy file holds images only."""
+    arrays = load_arrays(path, notes)
+    found = [f"{key} {array.dtype} {array.shape}" for key, array in arrays.items()]
+    found = f"--dataset {path} holds {', '.join(found) or 'no known names'}"
+
+    train, test = find_key(arrays, TRAIN_KEYS), find_key(arrays, TEST_KEYS)
+    if train is None or (test is None and "y_test" in arrays):
+        fail(f"{found}; images belong in x_train and x_test, labels in y_train and y_test")
+    keys = [train] if test is None else [train, test]
+    if test is not None and "val" in test:
+        notes.append(f"no test part; {test} is that")
+    x = join(arrays, keys, found)
+    x = to_uint8(to_layout(x, found, notes), train, found, notes)
+    is_test = None
+    if test is not None:
+        is_test = torch.arange(len(x)) >= len(arrays[train])
+
+    label_keys = [(TRAIN_KEYS | TEST_KEYS)[key] for key in keys]
+    if not any(key in arrays for key in label_keys):
+        return x, torch.zeros(len(x), dtype=torch.long), [], is_test
+    for image_key, key in zip(keys, label_keys, strict=True):
+        if key not in arrays or arrays[key].shape[:1] != arrays[image_key].shape[:1]:
+            fail(f"{found}; y_train and y_test must be whole numbers (N,), one for each image")
+        if arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
+            arrays[key] = arrays[key][:, 0]
+    names = None
+    if "classes" in arrays:
+        names = [as_text(name) for name in arrays["classes"].flat]
+    y, names = to_labels(join(arrays, label_keys, found), names, found, notes)
+    check_names(y, names, path)
+    return x, y, names, is_test
+
+
+def load_arrays(path, notes):
+    """{name: array} of images, labels and `classes`; nothing else in the file is read."""
+    wanted, arrays = {"y_train", "y_test", "classes"}, {}
+    try:
+        file = np.load(path, allow_pickle=False)   # a pickle could run any code
+        if isinstance(file, np.ndarray):
+            return {"x_train": file}
+        with file:
+            keys = file.files
+            for known in (TRAIN_KEYS, TEST_KEYS):
+                key = find_key(keys, known)
+                if key is not None:
+                    wanted.update((key, known[key]))
+            for key in keys:
+                if key in wanted:
+                    arrays[key] = file[key]
+    except Exception as error:   # a file that is something else can raise anything
+        fail(f"--dataset {path}: {error}; store plain arrays with numpy.savez, texts as "
+             "y.astype('U')")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            fail(f"--dataset {path}: {key} is no array; store plain arrays with numpy.savez")
+    others = [key for key in keys if key not in wanted]
+    if others:
+        notes.append(f"left out {listing(others)}")
+    return arrays
+
+
+def find_key(keys, known):
+    """The first of the known keys that is among keys, or None."""
+    for key in known:
+        if key in keys:
+            return key
+    return None
+
+
+def join(arrays, keys, found):
+    """Training and test part, one after the other; they must be of one kind and shape."""
+    must = "images must be uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,)"
+    kinds = {"b": "whole", "i": "whole", "u": "whole", "f": "float", "S": "bytes", "U": "text"}
+    for key in keys:
+        array, first = arrays[key], arrays[keys[0]]
+        if array.dtype.kind not in kinds or array.size == 0 or array.ndim == 0:
+            fail(f"{found}; {must}")
+        if array.shape[1:] != first.shape[1:]:
+            fail(f"{found}; {keys[0]} and {key} must agree in all but N; {must}")
+        if kinds[array.dtype.kind] != kinds[first.dtype.kind]:
+            fail(f"{found}; {keys[0]} and {key} must agree in dtype; {must}")
+    return np.concatenate([arrays[key] for key in keys])
+
+
+def to_layout(x, found, notes):
+    """Images in any layout -> (N, C, H, W) with one or three channels."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[3] in (1, 3):
+        return x.transpose(0, 3, 1, 2)
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        notes.append(f"images are {x.shape[1:]}, channels first")
+        return x
+    if x.ndim == 4 and x.shape[3] == 4:
+        fail(f"{found}; images must have 1 or 3 channels; on white: alpha = x[..., 3:] / 255; "
+             "x = (alpha * x[..., :3] + 255 * (1 - alpha)).astype('uint8')")
+    fail(f"{found}; images must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; "
+         "for rows of 784 pixels: x = x.reshape(-1, 28, 28)")
+
+
+def to_uint8(x, key, found, notes):
+    """Pixels of any type -> a uint8 tensor: bool and floats in [0, 1] or [-1, 1] are stretched,
+    whole numbers from 0 to 255 are taken as they are. Else ends the program."""
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x))
+    if x.dtype.kind in "SU":
+        fail(f"{found}; {key} must be uint8 (N, H, W)")
+    low, high = float(x.min()), float(x.max())
+    is_float = x.dtype.kind == "f"
+    if x.dtype == bool:
+        notes.append("pixels are True and False; made 255 and 0")
+        x = x * np.uint8(255)
+    elif is_float and low >= 0 and high <= 1:
+        notes.append(f"{x.dtype} pixels in [0, 1]; multiplied by 255")
+        x = (x * 255).round()
+    elif is_float and -1 <= low < -0.9 and high <= 1:
+        notes.append(f"{x.dtype} pixels in [-1, 1]; brought to 0 to 255")
+        x = ((x + 1) * 127.5).round()
+    elif low >= 0 and high <= 255 and (x == x.round()).all():
+        notes.append(f"{x.dtype} pixels from {low:g} to {high:g}; taken as uint8")
+    else:
+        fail(f"{found}; pixels are from {low:g} to {high:g}; bring them to uint8 from 0 to 255: "
+             "x = ((x - low) / (high - low) * 255).round().astype('uint8'), with low and high of "
+             "all images")
+    return torch.from_numpy(np.ascontiguousarray(x.astype(np.uint8)))
+
+
+def to_labels(y, names, found, notes):
+    """Labels as whole numbers (N,), one-hot rows (N, K) or texts (N,) -> int64 (N,), names."""
+    if y.ndim == 2 and y.dtype.kind in "biuf":
+        is_one_hot = ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()
+        if is_one_hot:
+            notes.append("labels are one-hot")
+            y = y.argmax(1)
+    if y.ndim == 1 and y.dtype.kind in "SU":
+        texts = [as_text(text) for text in y]
+        if names is None:
+            names = sorted(set(texts))
+            notes.append(f"labels are texts: {listing(names)}")
+        number = {name: label for label, name in enumerate(names)}
+        for text in texts:
+            if text not in number:
+                fail(f"{found}; label {shortened(text)} is not among `classes`")
+        y = np.array([number[text] for text in texts])
+    if y.ndim == 1 and y.dtype.kind == "f" and np.isfinite(y).all() and (y == y.round()).all():
+        notes.append(f"{y.dtype} labels are taken as whole numbers")
+    elif y.ndim != 1 or y.dtype.kind not in "biu":
+        fail(f"{found}; labels must be whole numbers (N,), one per image; for rows of scores: "
+             "y = y.argmax(1)")
+    return torch.from_numpy(y.astype(np.int64)), names
+
+
+def check_names(y, names, path):
+    """Labels must be numbered from 0, and every name must belong to one of them."""
+    low, high = int(y.min()), int(y.max())
+    if names is None:
+        if low < 0:
+            fail(f"--dataset {path}: labels from {low} to {high}; number them from 0")
+        return
+    if low < 0 or high >= len(names):
+        fail(f"--dataset {path}: labels from {low} to {high} are out of range for {len(names)} "
+             "classes; number them from 0")
+    for name in names:
+        if names.count(name) > 1:
+            fail(f"--dataset {path}: `classes` has {shortened(name)} more than once; give each "
+                 "label a name of its own")
+
+
+def as_text(name):
+    """A name from an array, which may be bytes."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+# Image folders
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+# What Pillow may read. It goes by a file's content and knows others, some of which it hands to
+# other programs, as PostScript.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
+
+# Without --image-size, 2048 x 2048: no model here takes a larger image, and a small file can hold
+# one that fills the memory.
+MAX_PIXELS = 2 ** 22
+
+
+def read_folder(root, size, skip_broken, notes):
+    """Images in `root` itself or in one folder per class, at any depth; or the same in train/ and
+    test/ (or one of TEST_FOLDERS). Grey if all images are grey, else RGB."""
+    left_out = {}   # {why: [file, ...]}
+    try:
+        train, test = find_parts(root, left_out)
+        pairs = list_images(train, left_out)
+        n_train = len(pairs)
+        if test is not None:
+            pairs += list_images(test, left_out)
+    except OSError as error:
+        fail(f"--dataset {root} cannot be read ({error})")
+
+    images, labels, is_test = [], [], []
+    for i, (file, name) in enumerate(pairs):
+        try:
+            image = resize(read_image(file, size), size)
+        except ValueError as error:
+            if not skip_broken:
+                fail(str(error))
+            left_out.setdefault("damaged", []).append(file)
+            continue
         if images and image.shape[2:] != images[0].shape[2:]:
-            fail(f"{file} differs in size from {train[0][0]}; use --image-size to make all alike")
+            fail(f"{file} differs in size from {pairs[0][0]}; use --image-size to make all alike")
         images.append(image)
+        labels.append(name)
+        is_test.append(i >= n_train)
+    if not images or (test is not None and len(set(is_test)) < 2):
+        fail(f"--dataset {root}: every image of train/ or test/ is damaged; repair them")
     channels = max(image.shape[1] for image in images)
     x = torch.cat([image.expand(-1, channels, -1, -1) for image in images])   # grey becomes RGB
 
-    names = sorted({name for _, name in train + test})
+    names = sorted(set(labels))
     if len(names) > 1 and "" in names:
         fail(f"--dataset {root}: sort both train/ and test/ into class folders, or neither")
-    y = torch.tensor([names.index(name) for _, name in train + test])
-    classes = [] if names == [""] else names
-    n = len(train)
-    return x[:n], y[:n], x[n:], y[n:], classes
+    number = {name: label for label, name in enumerate(names)}
+    y = torch.tensor([number[name] for name in labels])
+    if names == [""]:
+        names = []
+    if left_out:
+        notes.append(left_out_line(root, left_out))
+    deeper = [file for file, name in pairs if name not in ("", file.parent.name)]
+    if deeper:
+        notes.append(f"{len(deeper)} images lie in deeper folders (first: "
+                     f"{deeper[0].relative_to(root)}); the first folder is their class")
+    is_test = None if test is None else torch.tensor(is_test)
+    return x, y, names, is_test
 
 
-def list_images(root):
-    """Sorted (file, class) pairs; the class is "" where images lie in `root` itself."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+def find_parts(root, left_out):
+    """(folder of training images, folder of test images or None)."""
+    if is_run(root):
+        fail(f"--dataset {root} holds a run; keep images and runs in folders of their own")
+    folders = {}
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and not is_run(path):
+            folders[path.name.lower()] = path
+    train, test = folders.get("train"), None
+    for name in TEST_FOLDERS:
+        if test is None:
+            test = folders.get(name)
+    if train is None or (test is None and len(folders) > 1):   # train/ is a class, of vehicles say
+        return root, None
+    beside = files_below(root, left_out, skip=(train, test))
+    if beside:
+        left_out["beside train/ and test/"] = beside
+    return train, test
+
+
+def list_images(root, left_out):
+    """Sorted (file, class) pairs; the class is the first folder below `root`, or ""."""
+    endings = image_endings()
     pairs = []
-    for file in [*sorted(root.glob("*")), *sorted(root.glob("*/*"))]:
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-        if file.suffix.lower() in IMG_EXTENSIONS and not hidden:
-            pairs.append((file, "" if file.parent == root else file.parent.name))
+    for file in files_below(root, left_out):
+        parts = file.relative_to(root).parts
+        if not file.is_file():
+            left_out.setdefault("no plain files", []).append(file)
+        elif file.suffix.lower() not in endings:
+            left_out.setdefault("no images by their names", []).append(file)
+        else:
+            pairs.append((file, "" if len(parts) == 1 else parts[0]))
     if not pairs:
-        fail(f"--dataset {root} holds no images ({' '.join(IMG_EXTENSIONS)})")
+        fail(f"--dataset {root} holds no images ({' '.join(endings)})")
     names = {name for _, name in pairs}
     if len(names) > 1 and "" in names:
         fail(f"--dataset {root} mixes images and class folders; use one or the other")
     return pairs
 
 
-def read_image(file):
-    """An image file -> uint8 (1, C, H, W), one channel if it is grey and three if not."""
+def files_below(folder, left_out, above=(), skip=()):
+    """Every file below a folder, sorted; not what is hidden, what lies in run folders, and in the
+    folders to skip. above: the folders that this one lies in."""
+    real = folder.resolve()
+    if real in above:   # a link to a folder that it lies in
+        return []
+    if is_run(folder):
+        left_out.setdefault("in run folders", []).extend(sorted(folder.iterdir()))
+        return []
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path in skip:
+            continue
+        if path.is_dir():
+            files += files_below(path, left_out, (*above, real))
+        else:
+            files.append(path)
+    return files
+
+
+def is_run(folder):
+    """Whether a script of ours writes into this folder."""
+    return any((folder / name).is_file() for name in ("checkpoint.pt", "args.txt"))
+
+
+def image_endings():
+    """The endings of names of the files that are read, as ".png"."""
+    from PIL import Image
+    endings = []
+    for ending, name in Image.registered_extensions().items():
+        if name in IMAGE_FORMATS:
+            endings.append(ending)
+    return sorted(endings)
+
+
+def left_out_line(root, left_out):
+    """How many files were left out, why, and the first of each kind."""
+    reasons = []
+    for why, files in left_out.items():
+        reasons.append(f"{len(files)} {why} (first: {files[0].relative_to(root)})")
+    return "files left out: " + ", ".join(reasons)
+
+
+def read_image(file, size=None):
+    """An image file -> uint8 (1, C, H, W), one channel if it is grey and three if not; the first
+    frame of a film; transparent images on white. ValueError if it cannot be used."""
     from PIL import Image, ImageOps
-    try:
-        with Image.open(file) as image:
-            if image.mode[0] in "IF":
-                fail(f"{file} has more than 8 bits per channel; save it with 8")
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-            pixels = np.array(ImageOps.exif_transpose(image).convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        fail(f"{file} is not a complete image ({error}); repair or remove it")
+    Image.init()
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]   # AVIF is not everywhere
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # of oddities in a file that can be read
+        try:
+            with Image.open(file, formats=formats) as image:
+                pixels = None
+                mode, area = image.mode, image.width * image.height
+                if mode[0] not in "IF" and (size is not None or area <= MAX_PIXELS):
+                    pixels = np.array(on_white(ImageOps.exif_transpose(image)))
+        except Image.DecompressionBombError:
+            raise ValueError(f"{file} is too large; make it smaller, or remove it") from None
+        except Exception as error:   # a damaged file can raise anything
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{file} is not a complete image ({reason}); repair or remove "
+                             "it") from None
+    if mode[0] in "IF":
+        raise ValueError(f"{file} has more than 8 bits per channel; save it with 8")
+    if pixels is None:
+        raise ValueError(f"{file} is too large ({area} pixels); use --image-size")
     return channels_first(pixels[None])
+
+
+def on_white(image):
+    """A Pillow image as L or RGB. What lies under transparent pixels is often noise."""
+    from PIL import Image
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
 
 
 def channels_first(x):
@@ -273,7 +719,7 @@ def batches(x, y, batch_size, shuffle):
     n = len(x)
     order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
     for index in order.split(batch_size):
-        yield x[index] / 255, y[index]
+        yield x.index_select(0, index) / 255, y[index]   # faster than x[index]
 
 
 def binarize(data, args):
@@ -409,7 +855,9 @@ class Means:
                 culprit = name
                 first_step = step
         if culprit is not None:
-            fail(f"{culprit} is not finite in step {first_step} of {when}; try a smaller --lr",
+            # Where a sum is too large and its terms are not, their weight is.
+            remedy = "--beta" if culprit.endswith("objective") else "--lr"
+            fail(f"{culprit} is not finite in step {first_step} of {when}; try a smaller {remedy}",
                  status=1)
         return means
 
@@ -426,26 +874,61 @@ def fixed_z(n, latent, device):
     return torch.randn(n, latent, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def shortened(name):
+    """A name that fits beside images and into a line."""
+    return name if len(name) <= 40 else name[:37] + "..."
+
+
+def drawable(name):
+    """A short name in characters that the fonts have: Chinese, say, comes as "\\u732b"."""
+    shown = ""
+    for c in shortened(name):
+        is_wide = unicodedata.east_asian_width(c) in ("W", "F")
+        shown += ascii(c)[1:-1] if is_wide or not c.isprintable() else c
+    return shown
+
+
+def plain_text(name):
+    """A name for matplotlib, to which a dollar would begin a formula."""
+    return drawable(name).replace("$", r"\$")
+
+
+def row_font(names):
+    """Pillow's font, or matplotlib's where names have letters that are not Latin."""
+    from PIL import ImageFont
+    font = ImageFont.load_default(size=14)
+    if max("".join(names), default="") < "\u0180":
+        return font
+    try:
+        from matplotlib import get_data_path
+        return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
+    except (ImportError, OSError):
+        return font
+
+
 def save_grid(path, images, columns, names=()):
     """Write images (N, C, H, W) row by row, `columns` to a row, the names of the rows at the left.
 
     Images smaller than 64 pixels are enlarged by a whole factor, pixel by pixel.
     """
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageOps
     from torchvision.utils import make_grid
     scale = max(1, 64 // images.shape[-1])
     images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=1).clamp(0, 1)
     page = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
     if names:
-        font = ImageFont.load_default(size=14)
+        names = [drawable(name) for name in names]
+        font = row_font(names)
         margin = max(int(font.getlength(name)) for name in names) + 8
         page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
         draw = ImageDraw.Draw(page)
         for row, name in enumerate(names):
             middle = 2 + (row + 0.5) * (images.shape[2] + 2)
             draw.text((margin - 4, middle), name, "black", font, anchor="rm")
-    page.save(path)
+    content = io.BytesIO()
+    page.save(content, "PNG")
+    write_whole(path, content.getbuffer())
 
 
 def save_rows(path, rows):
@@ -471,7 +954,9 @@ def save_curves(path, rows, step, panels, unit):
             axes.plot(steps, values, style, marker="." if len(rows) < 30 else "", label=label)
         axes.set(title=title, xlabel=step, ylabel=unit)
         axes.legend()
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())
 
 
 def save_latent(path, means, data, args):
@@ -491,7 +976,9 @@ def save_latent(path, means, data, args):
         if not is_autoencoder(args):
             axes.set(xlim=(-5, 5), ylim=(-5, 5))
     if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
-        names = [data.classes[label] for label in data.y_test.unique()]
+        names = [plain_text(data.classes[label]) for label in data.y_test.unique()]
         axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
                     bbox_to_anchor=(1, 0.5))
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())

@@ -9,29 +9,31 @@ import sys
 from pathlib import Path
 
 import cvae
-from common import load_data
-from run import Parser, free_folder, number, parse
+from common import fail, load_data
+from run import Parser, guarded, new_folder, number, parse, path_text
 
 
 def flags():
     parser = Parser(__file__, __doc__)
-    parser.add_argument("--data", default="data", metavar="DIR",
+    parser.add_argument("--data", type=path_text, default="data", metavar="DIR",
                         help="folder of MNIST, downloaded on first use")
     parser.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
                         help="of weights and noise")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: results/demo-DATASET)")
+    parser.add_argument("--out", type=path_text, metavar="DIR",
+                        help="run folder (default: results/demo-DATASET)")
     return parser
 
 
-def has_mnist(folder):
-    """Whether MNIST is in the folder, or can be downloaded to it."""
+def why_no_mnist(folder):
+    """Why MNIST is not in the folder and cannot be downloaded to it; "" if all is well."""
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):   # no error here: there are the digits
+        with contextlib.redirect_stderr(said):   # no error here: there are the digits
             load_data("MNIST", folder)
     except SystemExit:
-        return False
-    return True
+        return said.getvalue().strip().removeprefix("error: ")
+    return ""
 
 
 def show_table(dataset, log):
@@ -57,17 +59,26 @@ def show_images(folder):
         print(f"  {file}")
 
 
+def own_folder(base):
+    """`base`, or base-2, base-3 ...: a new folder."""
+    try:
+        return new_folder(base)
+    except OSError as error:
+        fail(f"{base}: {error.strerror}; name a folder that can be written with --out")
+
+
+@guarded
 def main(argv=(), **overrides):
     """6,000 images of MNIST, or the built-in digits where there is none. Returns the CVAE and the
     log."""
     args = parse(flags(), argv, overrides)
     dataset, train_size, test_size = "MNIST", 6000, 1000
-    if not has_mnist(args.data):
-        print(f"MNIST is not in {args.data} and could not be downloaded; "
-              "taking the built-in digits")
+    fault = why_no_mnist(args.data)
+    if fault:
+        print(f"going on with the built-in digits: {fault}")
         dataset, train_size, test_size = "digits", None, None
 
-    folder = args.out or free_folder(f"results/demo-{dataset}")
+    folder = args.out or own_folder(f"results/demo-{dataset}")
     model, log = cvae.main(dataset=dataset, data=args.data, train_size=train_size,
                            test_size=test_size, epochs=10, latent=2, hidden=500,
                            seed=args.seed, device=args.device, out=folder)

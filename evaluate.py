@@ -25,9 +25,12 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
 Distances and classes are those of the images as stored, even if the model saw them binarised.
 """
 import argparse
+import csv
+import io
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -43,8 +46,22 @@ from common import (
     gaussian_kl,
     has_package,
     load_data,
+    printable,
+    tell,
+    write_whole,
 )
-from run import RETIRED, Parser, load_models, number, parse, pick_device, read_log, write_whole
+from run import (
+    RETIRED,
+    Parser,
+    data_card,
+    guarded,
+    load_models,
+    number,
+    parse,
+    path_text,
+    pick_device,
+    read_log,
+)
 
 GROUPS = ("elbo", "mse", "class", "fid", "kid", "pr", "nll")
 DISTANCES = ("fid", "kid", "pr")
@@ -53,17 +70,21 @@ DISTANCES = ("fid", "kid", "pr")
 def flags():
     parser = Parser(__file__, __doc__, usage="RUN [RUN ...] [flags]")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run folders; a single one may be a checkpoint")
+    add("runs", nargs="+", type=path_text, metavar="RUN",
+        help="run folders; a single one may be a checkpoint")
     add("--metrics", type=groups, default=",".join(GROUPS[:-1]), metavar="GROUPS",
         help=f"all, or some of {','.join(GROUPS)}; nll takes minutes, or hours of a conv on a CPU")
     add("--nll-samples", type=number(int, 1), default=500, metavar="K",
         help="importance samples per image")
-    add("--fid-features", default="classifier", metavar="NAME|FILE",
+    add("--fid-features", type=path_text, default="classifier", metavar="NAME|FILE",
         help="classifier (of the data set), inception (one download), or a file of its weights")
-    add("--data", metavar="DIR", help="folder of the named data sets (default: the run's)")
+    add("--dataset", type=path_text, metavar="NAME|PATH",
+        help="the run's data set, where it was moved or renamed since")
+    add("--data", type=path_text, metavar="DIR",
+        help="folder of the named data sets (default: the run's)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     add("--seed", type=number(int, 0), default=1, metavar="N", help="of samples and noise")
-    add("--out", default="results", metavar="DIR",
+    add("--out", type=path_text, default="results", metavar="DIR",
         help="folder for compare.png and, in cache/, for classifiers")
     return parser
 
@@ -91,6 +112,7 @@ def measure(checkpoint, module, models, args):
     seen = data            # as the models saw it
     if hasattr(first.args, "binarize"):
         seen = binarize(data, first.args)
+    note_changed_data(checkpoint, seen)
     reasons = impossible_groups(module, first, data)
     wanted = possible_groups(args.metrics, reasons)
     wanted_distances = [group for group in DISTANCES if group in wanted]
@@ -130,12 +152,25 @@ def load_data_of_run(checkpoint, args):
     run_args, card = checkpoint["args"], checkpoint["data"]
     if args.data is None:
         args.data = run_args["data"]
-    data = load_data(run_args["dataset"], args.data, pick_device(args.device),
-                     run_args["image_size"], test_size=run_args["test_size"])
+    dataset = args.dataset or run_args["dataset"]
+    data = load_data(dataset, args.data, pick_device(args.device),
+                     run_args["image_size"], test_size=run_args["test_size"],
+                     skip_broken=run_args.get("skip_broken", False))
     if list(data.x_test.shape[1:]) != card["shape"] or data.classes != card["classes"]:
-        fail(f"--dataset {run_args['dataset']} no longer matches the checkpoint's shape and "
-             "classes; restore the data")
+        fail(f"--dataset {dataset} no longer matches the checkpoint's shape and classes; restore "
+             "the data, or name their new place with --dataset")
     return data
+
+
+def note_changed_data(checkpoint, data):
+    """Print a line if these data, as the model sees them, are not those that it was trained on.
+    Where the run saw a subset of the training images, or is of the first edition, none can tell."""
+    trained_on = checkpoint["data"].get("content")
+    if trained_on is None or checkpoint["args"]["train_size"] is not None:
+        return
+    if data_card(data)["content"] != trained_on:
+        tell("note: the data have changed since this run was trained; the numbers are those of the "
+             "data as they are now")
 
 
 def impossible_groups(module, trained, data):
@@ -194,7 +229,7 @@ def possible_groups(wanted, reasons):
     possible = []
     for group in wanted:
         if group in reasons:
-            print(f"{group} left out: {reasons[group]}")
+            tell(f"{group} left out: {reasons[group]}")
         elif group not in purposes or has_package("torchmetrics", purposes[group]):
             possible.append(group)
     return possible
@@ -227,7 +262,7 @@ def note_other_loss(module, trained, data):
         own_recon, own_kl = own_loss_terms(module, trained, x, y, eps)
         same_recon, same_kl = is_close(own_recon, recon), is_close(own_kl, kl)
     except (AttributeError, TypeError, ValueError):   # a script may do without that function
-        print(f"note: {script} has no loss_terms as vae.py has; whether test_loss is the negative "
+        tell(f"note: {script} has no loss_terms as vae.py has; whether test_loss is the negative "
               "ELBO was not checked")
         return
     if same_recon and same_kl:
@@ -235,7 +270,7 @@ def note_other_loss(module, trained, data):
     note = f"note: the loss of {script} is not recon + KL to N(0, I); test_loss is its own"
     if not same_kl and trained.prior() is None:
         note += "; samples and nll assume z ~ N(0, I), since the model has no method prior()"
-    print(note)
+    tell(note)
 
 
 def own_loss_terms(module, trained, x, y, eps):
@@ -303,8 +338,7 @@ def draw(trained, labels, seed):
     parts = labels.split(1000)
     prior = trained.prior()
     codes = []
-    with torch.random.fork_rng([labels.device] if labels.is_cuda else []):
-        torch.manual_seed(seed)
+    with metrics.seeded(seed):
         for y in parts:
             if prior is None:
                 z = torch.randn(len(y), trained.args.latent)   # on the CPU: the same everywhere
@@ -353,9 +387,9 @@ class DistanceMeter:
         fake = self.features(images)
         row = {}
         if "fid" in self.wanted:
-            row[f"fid_{protocol}"] = metrics.frechet(self.real, fake)
+            row[f"fid_{protocol}"] = metrics.frechet_distance(self.real, fake)
         if "kid" in self.wanted:
-            row[f"kid_{protocol}"] = metrics.kernel(self.real, fake)
+            row[f"kid_{protocol}"] = metrics.kernel_distance(self.real, fake)
         if "pr" in self.wanted:
             precision, recall = metrics.precision_recall(self.real, fake)
             row |= {f"precision_{protocol}": precision, f"recall_{protocol}": recall}
@@ -388,7 +422,7 @@ def likelihoods(trained, data, args):
 
     x, y = metrics.subset(data.x_test, 1000) / 255, metrics.subset(data.y_test, 1000)
     shares = data.y_train.bincount(minlength=trained.classes) / len(data.y_train)
-    log_given_y = metrics.log_likelihoods(trained, x, samples, noise)          # (N, classes)
+    log_given_y = metrics.class_log_likelihoods(trained, x, samples, noise)   # (N, classes)
     log_joint = log_given_y + shares.log()                             # log p(x, y)
     log_given_own_y = log_given_y.gather(1, y[:, None])
     right = (log_joint.argmax(1) == y).float()
@@ -414,7 +448,7 @@ def likelihood_name(trained, data):
 def compare(runs, out):
     """Print the flags in which runs differ beside their last numbers; draw compare.png in `out`."""
     all_flags = [read_flags(run) for run in runs]
-    logs = [read_log(run) for run in runs]
+    logs = [read_whole_log(run) for run in runs]
     columns = ("test_loss", "test_recon", "test_kl", "active")
     for run, log in zip(runs, logs, strict=True):
         if any(name not in log[-1] for name in columns):
@@ -422,16 +456,17 @@ def compare(runs, out):
 
     differ = flags_that_differ(all_flags)
     names = []   # of the runs in the figure
-    print(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
+    tell(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
     for run, run_flags, log in zip(runs, all_flags, logs, strict=True):
         last = log[-1]
         values = [run_flags.get(flag, "-") for flag in differ]
         numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
         seconds = sum(row["seconds"] for row in log)
-        print(" | ".join([Path(run).name, *values, f"{last['epoch']:.0f}", *numbers,
-                          f"{seconds:.0f}"]))
+        cells = [Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"]
+        tell(" | ".join(cells))
         pairs = [f"{flag} {value}" for flag, value in zip(differ, values, strict=True)]
-        names.append(", ".join(pairs) or Path(run).name)
+        name = ", ".join(pairs) or Path(run).name
+        names.append(printable(name).replace("$", r"\$"))   # it would begin a formula
     if has_package("matplotlib", "compare.png"):
         save_comparison(Path(out, "compare.png"), names, logs)
 
@@ -444,11 +479,38 @@ def read_flags(run):
     if not Path(run, "log.csv").is_file():
         fail(f"{run} ended before its first epoch did; leave it out")
     found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("--") and not RETIRED.match(line):
             name, equals, value = line.removeprefix("--").partition("=")
             found[name] = value if equals else "on"
     return found
+
+
+def read_whole_log(run):
+    """The rows of a run's log; ends the program with one line if it has none, or is broken."""
+    file = Path(run, "log.csv")
+    try:
+        rows = read_log(run)
+        whole = all(is_whole(row) for row in rows)
+    except (OSError, ValueError, TypeError, csv.Error):
+        whole = False
+    if not whole:
+        fail(f"{file} is damaged: it needs commas between columns, points in numbers, whole rows "
+             "and no byte order mark, which a spreadsheet may have changed; restore it")
+    if not rows:
+        fail(f"{file} has no rows; leave {run} out")
+    return rows
+
+
+def is_whole(row):
+    """Whether a row of a log has its step, its seconds, its losses and no cell without a column."""
+    step = row.get("epoch", row.get("iteration"))
+    if step is None or None in row:
+        return False
+    for name in ("seconds", "test_loss", "test_recon"):   # a KL may be missing: an autoencoder's
+        if name in row and row[name] is None:
+            return False
+    return True
 
 
 def flags_that_differ(all_flags):
@@ -484,8 +546,10 @@ def save_comparison(path, names, logs):
         axes.plot([rate], [log[-1]["test_recon"]], "o", label=name)
     axes.set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.savefig(path)
-    print(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())
+    tell(f"{path}")
 
 
 # ---------------------------------------------------------------------------------------- main
@@ -504,23 +568,65 @@ def print_table(found):
     for name, value in found.items():
         values = value if isinstance(value, list) else [value]
         texts = ["-" if value is None else f"{value:.6g}" for value in values]
-        print(f"{name:{width}} {' '.join(texts)}")
+        tell(f"{name:{width}} {' '.join(texts)}")
 
 
 def append_line(file, row):
-    """Add a row to a .jsonl file, which a kill leaves as it was, or whole."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    """Add a row to a .jsonl file, which a kill leaves as it was, or whole. Lines that are not whole
+    are left out, with a word."""
+    lines = whole_lines(file) if file.exists() else []
     lines.append(json.dumps(row))
     write_whole(file, "\n".join([*lines, ""]).encode())
 
 
-def main(argv=(), **overrides):
-    """One run: print its numbers and append them to its evaluation.jsonl. Several: compare them."""
-    args = parse(flags(), argv, overrides)
+def whole_lines(file):
+    """The lines of a .jsonl file that are objects; a word of the others."""
+    lines = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            whole = isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if whole:
+            lines.append(line)
+        else:
+            tell(f"{file}: left out a line that is not whole: {line[:40]}")
+    return lines
+
+
+def check_out(folder):
+    """End the program before all the work if the folder cannot be written."""
     try:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        fail(f"--out {args.out}: {error.strerror}; use a folder that can be written")
+        fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
+
+
+@guarded
+def main(argv=(), **overrides):
+    """One run: print its numbers and append them to its evaluation.jsonl. Several: compare them.
+
+    main([RUN, "--metrics=elbo,mse"]), or in a notebook main(runs=[RUN], metrics=["elbo", "mse"]).
+    """
+    runs = overrides.pop("runs", [])
+    if isinstance(runs, str | Path):
+        runs = [runs]
+    if isinstance(overrides.get("metrics"), list | tuple):
+        overrides["metrics"] = ",".join(overrides["metrics"])
+    args = parse(flags(), [*argv, *runs], overrides)
+    try:
+        return measure_or_compare(args)
+    except KeyboardInterrupt:
+        tell("stopped", sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:   # a full disk, say
+        fail(f"{error.filename or args.out}: {error.strerror or error}", status=1)
+
+
+def measure_or_compare(args):
+    """One run or several."""
+    check_out(args.out)
     if len(args.runs) > 1:
         check_comparison(args)
         return compare(args.runs, args.out)

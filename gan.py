@@ -16,17 +16,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR
 
-from common import Means, fail, has_package, load_data, save_curves, save_grid
+from common import Means, fail, has_package, load_data, save_curves, save_grid, write_whole
 from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
 from run import (
     Parser,
     Run,
     add_data_flags,
     add_run_flags,
+    check_size,
+    guarded,
     load_run_data,
     number,
     parse,
-    write_whole,
+    path_text,
+    say_nothing,
 )
 
 LAMBDA = 10   # weight of the gradient penalty, as in the paper
@@ -324,7 +327,8 @@ def make_meters(args, data):
         return None, None
     if args.train_size is not None:   # floor and classifier: of all training images, as evaluate.py
         data = load_data(args.dataset, args.data, data.x_train.device, args.image_size,
-                         test_size=args.test_size)
+                         test_size=args.test_size, skip_broken=args.skip_broken,
+                         say=say_nothing)   # said when it was read first
     meter = FIDMeter(data, args.fid_features, args.data, quiet=args.quiet)
     if not can_train_classifier(data):
         return meter, None
@@ -346,15 +350,24 @@ def measure(generator, data, args, meter, recogniser):
 
 
 def save_evaluation(run, iteration, found):
-    """Add a line to evaluation.jsonl; lines that a resumed run will write again are dropped."""
+    """Add a line to evaluation.jsonl; those that a resumed run will write again are dropped, and so
+    is what is no line of it."""
     file = run.folder / "evaluation.jsonl"
     lines = []
     if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if json.loads(line)["iteration"] < iteration:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if is_earlier(line, iteration):
                 lines.append(line)
     lines.append(json.dumps({"iteration": iteration, **found}))
     write_whole(file, "\n".join([*lines, ""]).encode())
+
+
+def is_earlier(line, iteration):
+    """Whether a line of evaluation.jsonl is whole and of an earlier iteration."""
+    try:
+        return json.loads(line)["iteration"] < iteration
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def keep_best(run):
@@ -362,6 +375,14 @@ def keep_best(run):
     earlier = [row["fid"] for row in run.rows[:-1] if row["fid"] is not None]
     if not earlier or run.rows[-1]["fid"] < min(earlier):
         run.keep("best.pt")
+
+
+def save_results(run, generator, data, meter):
+    """All that follows from a row of the log and its checkpoint."""
+    if meter is not None and run.rows[-1]["fid"] is not None:
+        keep_best(run)
+        save_fid_curve(run, meter)
+    save_figures(generator, data, run)
 
 
 def warn(run, row, found, data):
@@ -374,6 +395,13 @@ def warn(run, row, found, data):
     if lost:
         run.say(f"warning: none of 1,000 samples is of class {', '.join(lost)}; "
                 "try another --loss")
+
+
+def note_of(row, meter):
+    """A row of the log in a few words, for the terminal."""
+    if meter is None or row["fid"] is None:
+        return f"d_loss {row['d_loss']:.3f}"
+    return f"{meter.name} {row['fid']:.2f} (floor {meter.floor:.2f})"
 
 
 # ------------------------------------------------------------------------------------- figures
@@ -453,7 +481,7 @@ def flags():
     group = parser.add_argument_group("evaluation")
     group.add_argument("--eval-every", type=number(int, 0), default=1000, metavar="N",
                        help="iterations between rows of the log; 0: once, without FID")
-    group.add_argument("--fid-features", default="classifier", metavar="NAME|FILE",
+    group.add_argument("--fid-features", type=path_text, default="classifier", metavar="NAME|FILE",
                        help="classifier, inception, or a file of its weights")
     add_run_flags(parser)
     return parser
@@ -490,6 +518,7 @@ def check_data(args, data):
         fail(f"--conditional needs labels, and --dataset {args.dataset} has none; remove it")
 
 
+@guarded
 def main(argv=(), **overrides):
     """Train: main(["--loss=lsgan"]) or main(loss="lsgan"). Returns the running average of the
     generator, and the log."""
@@ -498,6 +527,7 @@ def main(argv=(), **overrides):
     set_defaults(args)
     data = load_run_data(args)
     check_data(args, data)
+    check_size(build, data, args)
 
     torch.manual_seed(args.seed)
     shape, device = data.x_train.shape[1:], data.x_train.device
@@ -521,6 +551,8 @@ def main(argv=(), **overrides):
 
     means = Means()
     lr = d_scheduler.get_last_lr()[0]                          # at the start of the interval
+    if run.resumed:                                            # a kill may have cost the last ones
+        save_results(run, average, data, meter)
     for iteration in run.iterations():
         generator.train()
         x, y = real_batch(data, args)
@@ -537,20 +569,15 @@ def main(argv=(), **overrides):
             interval = f"iterations {run.done + 1} to {iteration}"
             row = {"lr": lr} | dict.fromkeys(COLUMNS) | means.compute(interval)
             found = measure(average, data, args, meter, recogniser)
-            note = f"d_loss {row['d_loss']:.3f}"
             if meter is not None:
                 row["fid"] = found[meter.name]
-                note = f"{meter.name} {row['fid']:.2f} (floor {meter.floor:.2f})"
                 save_evaluation(run, iteration, found)
             warn(run, row, found, data)
-            run.save(row, note, iteration)
-            if meter is not None:
-                keep_best(run)
-                save_fid_curve(run, meter)
-            save_figures(average, data, run)
+            run.save(row, note_of(row, meter), iteration)
+            save_results(run, average, data, meter)
             means = Means()
             lr = d_scheduler.get_last_lr()[0]
-    run.finish(note)
+    run.finish(note_of(run.rows[-1], meter))
     return average, run.rows
 
 

@@ -30,10 +30,25 @@ from common import (
     gaussian_kl,
     has_package,
     load_data,
+    plain_text,
+    printable,
     save_grid,
     save_latent,
+    shortened,
+    tell,
+    write_whole,
 )
-from run import Parser, load_models, number, parse, pick_device, run_folder
+from run import (
+    Parser,
+    data_card,
+    guarded,
+    load_models,
+    number,
+    parse,
+    path_text,
+    pick_device,
+    run_folder,
+)
 from tools.explorer import save_explorer
 
 SEED_STEP = 1_000_003   # from the seeds of one --seed to those of the next
@@ -57,25 +72,35 @@ class Source:
         self.model = self.models[""]
         self.latent = self.model.args.latent
         self.folder = run_folder(args.run)
+        self.dataset = args.dataset or self.model.args.dataset
         self.data_folder = args.data or self.model.args.data
         self.label = None
         if args.label is not None:
-            if args.label not in self.names:
-                fail(f"--class {args.label}: the classes are {', '.join(self.names) or 'none'}")
-            self.label = self.names.index(args.label)
+            self.label = self.index_of("--class", args.label)
+
+    def index_of(self, flag, name):
+        """The label of a class that a flag names; ends the program if there is none."""
+        if name not in self.names:
+            known = [on_page(other) for other in self.names[:20]]
+            if len(self.names) > 20:
+                known.append("...")
+            fail(f"{flag} {on_page(name)}: the classes are {', '.join(known) or 'none'}")
+        return self.names.index(name)
 
     @functools.cached_property
     def data(self):
         """The data of the run, as the model saw them."""
         args = self.model.args
-        data = load_data(args.dataset, self.data_folder, self.device, args.image_size,
-                         args.train_size, args.test_size)
+        data = load_data(self.dataset, self.data_folder, self.device, args.image_size,
+                         args.train_size, args.test_size, getattr(args, "skip_broken", False))
         shape = list(data.x_test.shape[1:])
         if shape != self.card["shape"] or data.classes != self.card["classes"]:
-            fail(f"--dataset {args.dataset} no longer matches the checkpoint's shape and classes; "
-                 "restore the data")
+            fail(f"--dataset {self.dataset} no longer matches the checkpoint's shape and classes; "
+                 "restore the data, or name their new place with --dataset")
         if hasattr(args, "binarize"):
             data = binarize(data, args)
+        if self.card.get("content", "") not in ("", data_card(data)["content"]):
+            tell(f"note: --dataset {self.dataset} has changed since this run was trained")
         return data
 
     @functools.cached_property
@@ -89,7 +114,7 @@ class Source:
         trained with another KL than that to N(0, I), a line says so."""
         prior = self.model.prior()
         if prior is None and not has_standard_kl(self):
-            print(f"note: the KL of {self.script} is not that to N(0, I); samples are drawn from "
+            tell(f"note: the KL of {self.script} is not that to N(0, I); samples are drawn from "
                   "N(0, I) - give the model a method prior() if it has another")
         return prior
 
@@ -128,7 +153,8 @@ def noise(indices, latent, seed):
 
 def seeded_sample(distribution, seed):
     """One draw with a seed of its own, on the CPU."""
-    with torch.random.fork_rng():
+    devices = range(torch.cuda.device_count())   # manual_seed seeds them all
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return distribution.sample().cpu()
 
@@ -169,8 +195,8 @@ def class_gaussian(source, label):
     if label is not None:
         keep = source.data.y_test.cpu() == label
         if not keep.any():
-            fail(f"no test image is of class {source.names[label]}, to whose codes a Gaussian is "
-                 "fitted; use another --class")
+            fail(f"no test image is of class {on_page(source.names[label])}, to whose codes a "
+                 "Gaussian is fitted; use another --class")
         mu, logvar = mu[keep], logvar[keep]
     return fitted_gaussian(mu, logvar, source.model.is_autoencoder)
 
@@ -266,7 +292,7 @@ def spherical(a, b, steps):
     t = torch.linspace(0, 1, steps)[:, None]
     cosine = a @ b / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
-    if angle.sin() < 1e-4:   # the same direction or the opposite one: no circle is defined
+    if not angle.sin() >= 1e-4:   # one direction, opposite ones or, of 0, none (nan): no circle
         return straight(a, b, steps)
     direction = torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm()
     length = torch.lerp(a.norm(), b.norm(), t)
@@ -283,9 +309,21 @@ def places_on_axis(steps, span=None):
 
 # ----------------------------------------------------------------------------------------- files
 
-def output_path(args, name):
-    """The path of a file in --out; a class may be called T-shirt/top, which is no file name."""
-    return args.out / re.sub(r"[^\w.-]+", "-", name)
+def file_name(source, label):
+    """A class as a part of a file name: short, of harmless characters, and like no other's.
+
+    A class may be called T-shirt/top, which is no file name, or a million characters.
+    """
+    names = [re.sub(r"[^\w.-]+", "-", name)[:40] for name in source.names]
+    own = names[label]
+    if names.count(own) > 1:
+        own = f"{own}-{label}"
+    return own
+
+
+def on_page(name):
+    """A class as it is printed and drawn: short, and without control characters."""
+    return printable(shortened(name))
 
 
 def enlarge(images, scale):
@@ -296,9 +334,9 @@ def enlarge(images, scale):
 
 def save_images(args, name, images, columns, names=()):
     """Write images (N, C, H, W) as NAME.png, the names of the rows at the left."""
-    path = output_path(args, f"{name}.png")
-    save_grid(path, enlarge(images, args.scale), columns, names)
-    print(path)
+    path = args.out / f"{name}.png"
+    save_grid(path, enlarge(images, args.scale), columns, [on_page(name) for name in names])
+    tell(f"{path}")
 
 
 def save_map(args, name, points, data, index, title):
@@ -310,13 +348,15 @@ def save_map(args, name, points, data, index, title):
     colors = "tab10" if len(data.classes) <= 10 else "tab20"
     dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=y, cmap=colors)
     if 1 < len(data.classes) <= 20:   # with more classes than colours no key would help
-        names = [data.classes[label] for label in y.unique()]
+        names = [plain_text(printable(data.classes[label])) for label in y.unique()]
         axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
                     bbox_to_anchor=(1, 0.5))
     axes.set(title=title, xticks=[], yticks=[])
-    path = output_path(args, f"{name}.png")
-    figure.savefig(path)
-    print(path)
+    path = args.out / f"{name}.png"
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())
+    tell(f"{path}")
 
 
 def save_gif(args, name, pages):
@@ -325,9 +365,11 @@ def save_gif(args, name, pages):
     for page in pages:
         with Image.open(page) as image:
             frames.append(image.quantize())   # 256 colours of its own, no dithering
-    path = output_path(args, name)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200, loop=0)
-    print(path)
+    path = args.out / name
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    write_whole(path, content.getbuffer())
+    tell(f"{path}")
 
 
 # ---------------------------------------------------------------------------------------- images
@@ -338,7 +380,7 @@ def samples(source, args):
     z, y = draw_codes(source, range(n), source.label, args.seed)
     name = f"samples_{n}"
     if source.label is not None:
-        name = f"samples_{source.names[source.label]}_{n}"
+        name = f"samples_{file_name(source, source.label)}_{n}"
     save_images(args, name, draw(source.model, z, y, args), args.columns)
 
 
@@ -413,12 +455,10 @@ def end_images(source, args):
 
 def nearest_to_mean(source, name):
     """The index of the test image whose code is nearest to the mean code of its class."""
-    if name not in source.names:
-        fail(f"--digits {name}: the classes are {', '.join(source.names) or 'none'}")
-    label = source.names.index(name)
+    label = source.index_of("--digits", name)
     index = (source.data.y_test.cpu() == label).nonzero()[:, 0]
     if len(index) == 0:
-        fail(f"--digits {name}: no test image is of that class; use another")
+        fail(f"--digits {on_page(name)}: no test image is of that class; use another")
     mu = source.posteriors[0][index]
     distance = (mu - mu.mean(0)).square().sum(1)
     return index[distance.argmin()].item()
@@ -453,7 +493,7 @@ def manifold(source, args):
     for label in chosen_labels(source, range(len(source.names))):
         name = "manifold" if args.uniform is None else "uniform"
         if source.model.classes > 0:
-            name = f"{name}_{source.names[label]}"
+            name = f"{name}_{file_name(source, label)}"
         images = draw(source.model, z, torch.full((len(z),), label), args)
         save_images(args, name, images, side)
 
@@ -469,7 +509,7 @@ def traverse(source, args):
     images = draw(source.model, z, torch.full((len(z),), source.label or 0), args)
     name = "traverse"
     if source.label is not None:
-        name = f"traverse_{source.names[source.label]}"
+        name = f"traverse_{file_name(source, source.label)}"
     save_images(args, name, images, args.steps, [f"z {unit + 1}" for unit in units])
 
 
@@ -523,9 +563,22 @@ def tsne(source, args):
         fail("--tsne needs a z of at least two dimensions; try --samples 64")
     index = evenly(n, source.data, "--tsne")
     mu = source.posteriors[0][index]
+    check_codes(mu, 5, "--tsne")
     method = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=args.seed)
     points = method.fit_transform(mu.numpy())
     save_map(args, f"tsne_{n}", points, source.data, index, "t-SNE of mu")
+
+
+def check_codes(mu, least, flag):
+    """End the program unless codes (N, latent) are finite, and `least` of them differ: of equal
+    ones there is no map, and scikit-learn's t-SNE crashes."""
+    if not mu.isfinite().all():
+        fail(f"{flag} needs finite codes, but the model's are not; the training has failed")
+    spread = (mu - mu.mean(0)).abs().max()
+    different = 1 if spread < 1e-15 else len(mu.unique(dim=0))   # its square would be 0
+    if different < least:
+        fail(f"{flag} needs at least {least} different codes, and {len(mu)} images have only "
+             f"{different}; the model has collapsed, or the images are all alike")
 
 
 def pca(source, args):
@@ -536,11 +589,12 @@ def pca(source, args):
     total = len(source.data.x_test)
     if source.latent < 2 or total < 2:
         fail("--pca needs a z of at least two dimensions and two test images; try --samples 64")
-    mu = source.posteriors[0].numpy()
-    method = PCA(2).fit(mu)
+    mu = source.posteriors[0]
+    check_codes(mu, 2, "--pca")
+    method = PCA(2).fit(mu.numpy())
     share = method.explained_variance_ratio_.sum()
     title = f"two main components of mu, {share:.0%} of its variance"
-    save_map(args, "pca", method.transform(mu), source.data, torch.arange(total), title)
+    save_map(args, "pca", method.transform(mu.numpy()), source.data, torch.arange(total), title)
 
 
 def scatter(source, args):
@@ -552,9 +606,9 @@ def scatter(source, args):
     means = {}
     for model in source.models.values():
         means[model.name], _ = codes(model, source.data)
-    path = output_path(args, "scatter.png")
+    path = args.out / "scatter.png"
     save_latent(path, means, source.data, source.model.args)
-    print(path)
+    tell(f"{path}")
 
 
 def need_package(module, package, flag):
@@ -596,7 +650,9 @@ def kept_checkpoints(source):
     """The checkpoints of all epochs in their order, or those that a run by iterations kept."""
     files = {}
     for file in source.folder.glob("checkpoint_*.pt"):
-        files[int(file.stem.removeprefix("checkpoint_"))] = file
+        step = file.stem.removeprefix("checkpoint_")
+        if re.fullmatch("[0-9]{1,18}", step):   # not checkpoint_old.pt, say
+            files[int(step)] = file
     steps = sorted(files)
     by_epoch = hasattr(source.model.args, "epochs")
     if len(steps) < 2 or (by_epoch and steps != list(range(1, len(steps) + 1))):
@@ -610,9 +666,9 @@ def explore(source, args):
     if source.latent < 2:
         fail("--explore needs a z of at least two dimensions; try --samples 64")
     units = most_active(source.model, torch.ones(source.latent)).tolist()
-    path = output_path(args, "explorer.html")
+    path = args.out / "explorer.html"
     save_explorer(path, source.models, source.card, units, source.script)
-    print(path)
+    tell(f"{path}")
 
 
 # --------------------------------------------------------------------------------- flags and main
@@ -638,7 +694,7 @@ NEED_DECODER = ("manifold", "traverse", "explore")
 def flags():
     parser = Parser(__file__, __doc__, usage="RUN [flags]")
     count = number(int, 1)
-    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("run", type=path_text, metavar="RUN", help="run folder or checkpoint")
     group = parser.add_argument_group("what to draw")
     only = group.add_mutually_exclusive_group()
     only.add_argument("--samples", type=count, metavar="N",
@@ -680,9 +736,11 @@ def flags():
     group.add_argument("--scale", type=count, default=1, metavar="N",
                        help="enlarge images by this factor")
     group = parser.add_argument_group("where")
-    group.add_argument("--out", metavar="DIR",
+    group.add_argument("--out", type=path_text, metavar="DIR",
                        help="folder (default: the run's own; pictures for a file in no run)")
-    group.add_argument("--data", metavar="DIR",
+    group.add_argument("--dataset", type=path_text, metavar="NAME|PATH",
+                       help="the run's data set, where it was moved or renamed since")
+    group.add_argument("--data", type=path_text, metavar="DIR",
                        help="folder of the named data sets (default: the run's)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     return parser
@@ -742,9 +800,21 @@ def make_folder(folder):
         fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
 
 
+@guarded
 def main(argv=(), **overrides):
     """Draw what the flags ask for: main([RUN, "--samples=8"]) or main([RUN], samples=8)."""
     args = parse(flags(), argv, overrides)
+    try:
+        draw_requested(args)
+    except KeyboardInterrupt:
+        tell("stopped", sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:   # a full disk, say
+        fail(f"{error.filename or args.out}: {error.strerror or error}", status=1)
+
+
+def draw_requested(args):
+    """Check what the flags ask for, then do it."""
     kind = requested(args)
     source = Source(args)
     check_model(source, args, kind)

@@ -3,11 +3,17 @@ network, class accuracy, and the importance-sampled likelihood.
 
 Throughout: images are floats in [0, 1], (B, C, H, W); features are (N, d), double, on the CPU.
 """
+import contextlib
+import copy
 import hashlib
+import io
 import math
 import os
+import pickle
+import re
 import socket
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -15,14 +21,23 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 from torch.nn import functional as F
 
-from common import batches, fail, load_data
+from common import batches, fail, load_data, tell
 
 # Of the networks that are trained here.
 SEED = 0
-EPOCHS = 12        # passes over the training images,
-IMAGES = 240_000   # but no more images than this
-LR = 4e-3
+EPOCHS = 12        # passes over the training images, at most
+IMAGES = 240_000   # images seen in all, about: a large data set gets fewer passes
+LR = 4e-3          # peak of the one-cycle schedule
 BLUR = 0.25        # share of the images blurred, three times over, for a robust classifier
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Random numbers of a seed of their own; those outside go on as if nothing had been drawn."""
+    devices = range(torch.cuda.device_count())   # manual_seed seeds them all
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 class Classifier(nn.Module):
@@ -63,8 +78,8 @@ def can_train_classifier(data):
 def classifier(data, cache="results/cache", quiet=False, robust=False):
     """The Classifier of a labelled data set; `accuracy` is that on its real test images.
 
-    A robust one was trained on blurred images, too: the other takes many a soft 4 of a VAE for a 1.
-    For distances the other is used, since they should notice blur.
+    A robust one was also trained on blurred images; the plain one often mistakes a blurry 4 of a
+    VAE for a 1. For distances the plain one is used, since they should notice blur.
     """
     kind = "robust-classifier" if robust else "classifier"
     network = trained_network(data, kind, cache, quiet)
@@ -81,21 +96,59 @@ def trained_network(data, kind, cache, quiet):
     """
     device = data.x_train.device
     outputs = data.x_train[0].numel() if kind == "autoencoder" else len(data.classes)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(SEED)
+    with seeded(SEED):
         network = Classifier(data.x_train.shape[1], outputs).to(device)
-        file = Path(cache, f"{data.name}-{kind}-{cache_key(network, data)}.pt")
-        if not file.is_file():
+        name = safe_name(data.name)
+        file = Path(cache, f"{name}-{kind}-{cache_key(network, data)}.pt")
+        kept = read_weights(file, network, quiet)
+        if kept is not None:
+            network = kept
+        else:
             if not quiet:
-                print(f"training the {kind} of {data.name}, once; it is kept in {cache}",
-                      flush=True)
+                tell(f"training the {kind} of {data.name}, once; it is kept in {cache}")
             train(network, data, kind)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}")   # two runs at a time must not share it
-            torch.save(network.state_dict(), partial)
-            os.replace(partial, file)
-    network.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+            keep_weights(file, network, quiet)
     return network.requires_grad_(False).eval()
+
+
+def safe_name(text):
+    """A short name for a file: a data set's may hold anything that a file system allows."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[:80]
+
+
+def read_weights(file, network, quiet):
+    """The network with the weights in a file, or None if there are none. If the file is broken, or
+    is not of this network, a line says so."""
+    if not file.is_file():
+        return None
+    kept = copy.deepcopy(network)   # a fault leaves the network itself as it was
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()   # its checksums, at which torch does not look
+        if broken is not None:
+            raise ValueError(f"{broken} has changed")
+        kept.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:   # a file that is something else can raise anything
+        if not quiet:
+            tell(f"{file} is broken ({type(error).__name__}) and is made again")
+        return None
+    return kept
+
+
+def keep_weights(file, network, quiet):
+    """Write the weights of a network; where that is impossible, go on after a line."""
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    partial = file.with_suffix(f".{os.getpid()}")   # two runs at a time must not share it
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content.getvalue())
+        os.replace(partial, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if not quiet:
+            tell(f"{file} cannot be written ({error.strerror}): going on without keeping it")
 
 
 def cache_key(network, data):
@@ -197,12 +250,18 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
         described = (f"classifier of {source.name}, right on {network.accuracy:.2%} of its "
                      "test images")
     if not quiet:
-        print(f"features: {described}")
+        tell(f"features: {described}")
     return name, Features(network.features, network.num_features, size, device)
 
 
+ELSE = "use another file, or inception, or classifier"   # in place of --fid-features FILE
+
+
 def inception(kind, device):
-    """Inception v3's 2,048 features; None, and a line that says so, without its weights."""
+    """Inception v3's 2,048 features; None, and a line that says so, without its weights.
+
+    kind: `inception`, or a file of its weights.
+    """
     path = None
     if kind != "inception":
         path = kind
@@ -212,8 +271,11 @@ def inception(kind, device):
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
-    except (ImportError, OSError, RuntimeError) as error:
-        print(f"Inception's weights are not available ({error}); using a classifier instead")
+    except (ImportError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if path is not None and isinstance(error, RuntimeError):   # shapes or parts do not match
+            fail(f"--fid-features {path} does not hold Inception's weights; {ELSE}")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        tell(f"Inception's weights are not available ({reason}); using a classifier instead")
         return None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -232,10 +294,9 @@ def check_inception_weights(path):
         good = "Conv2d_1a_3x3.conv.weight" in weights
     except Exception as error:   # a file that is something else can raise anything
         fail(f"--fid-features {path} does not hold Inception's weights ({type(error).__name__}); "
-             "use another file, or inception, or classifier")
+             f"{ELSE}")
     if not good:
-        fail(f"--fid-features {path} does not hold Inception's weights; use another file, or "
-             "inception, or classifier")
+        fail(f"--fid-features {path} does not hold Inception's weights; {ELSE}")
 
 
 def stand_in(channels, folder, device):
@@ -247,7 +308,7 @@ def stand_in(channels, folder, device):
     name = "CIFAR10" if channels == 3 else "MNIST"
     try:
         getattr(datasets, name)(folder)   # raises if it is not complete, and downloads nothing
-    except RuntimeError:
+    except (OSError, RuntimeError, ValueError, EOFError):   # absent, or damaged
         return None
     return load_data(name, folder, device)
 
@@ -292,24 +353,30 @@ class FIDMeter:
         distance = self.metric.compute().item()
         if not math.isfinite(distance):
             fail(f"{self.name} is not finite; try a smaller --lr", status=1)
-        return distance
+        return never_negative(distance)
 
 
-def frechet(real, fake):
+def never_negative(distance):
+    """A Frechet distance of equal sets, which rounding can bring below 0; nan stays nan."""
+    return 0.0 if distance < 0 else distance
+
+
+def frechet_distance(real, fake):
     """Frechet distance of two sets of features."""
     from torchmetrics.image.fid import FrechetInceptionDistance
-    return between(FrechetInceptionDistance(feature_identity(real)), real, fake).item()
+    distance = between(FrechetInceptionDistance(feature_identity(real)), real, fake)
+    return never_negative(distance.item())
 
 
-def kernel(real, fake):
+def kernel_distance(real, fake):
     """Kernel distance, KID, of two sets of features: the mean over 20 subsets of up to 1,000.
 
-    Unbiased, so that it can fall below 0. Binkowski et al. 2018 (arXiv 1801.01401).
+    Unbiased, so that it can fall below 0, and is left there. Binkowski et al. 2018 (arXiv
+    1801.01401).
     """
     from torchmetrics.image.kid import KernelInceptionDistance
     size = min(1000, len(real), len(fake))
-    with torch.random.fork_rng([]), warnings.catch_warnings():
-        torch.manual_seed(SEED)   # of the subsets
+    with seeded(SEED), warnings.catch_warnings():   # the subsets are drawn
         warnings.simplefilter("ignore", UserWarning)   # the features are in memory as it is
         metric = KernelInceptionDistance(feature_identity(real), subsets=20, subset_size=size)
         return between(metric, real, fake)[0].item()
@@ -357,10 +424,11 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
 
         log p(x|y) ~ log 1/K sum_k p(x|z_k,y) p(z_k) / q(z_k|x,y),  z_k ~ q(z|x,y),  K = samples,
 
-    from below, closer with every sample.
+    The estimate of log p is too low on average, so that of -log p is too high; both tighten as K
+    grows.
 
-    model: a run.Trained; noise: a torch.Generator on the CPU. Every image draws in its turn, so
-    that its noise does not depend on its batch. No more than `rows` images are decoded at a time.
+    model: a run.Trained; noise: a torch.Generator on the CPU. Noise is drawn image by image, so it
+    does not depend on the batch size. No more than `rows` images are decoded at a time.
     """
     mu, logvar = model.encode(x, y)
     prior = model.prior()
@@ -375,13 +443,13 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
         else:
             log_q = -0.5 * (eps.square() + logvar_i + math.log(2 * math.pi)).sum(2)
             log_ratio = prior.log_prob(z) - log_q
-        log_p = [log_likelihood(model, x[i], y[i], part) for part in z.split(rows, 1)]
+        log_p = [log_p_x_given_z(model, x[i], y[i], part) for part in z.split(rows, 1)]
         log_w = log_ratio + torch.cat(log_p, 1)                                 # (b, K)
         found.append(math.log(samples) - log_w.logsumexp(1))
     return torch.cat(found)
 
 
-def log_likelihood(model, x, y, z):
+def log_p_x_given_z(model, x, y, z):
     """log p(x|z,y), (b, K), of K codes per image: x (b, C, H, W), y (b,), z (b, K, latent)."""
     b, k = z.shape[:2]
     p = model.decode(z.flatten(0, 1), y.repeat_interleave(k))
@@ -390,7 +458,8 @@ def log_likelihood(model, x, y, z):
     # log p = sum(x l - softplus(l)), l being the logits. Here sum(x l) is a matrix product, and
     # softplus is made of exp and log: log1p alone would take a CPU longer than an MLP's decoder.
     logits = p.base_dist.logits.reshape(b, k, -1)
-    softplus = logits.abs().neg_().exp_().add_(1).log_().add_(logits.relu())
+    softplus = logits.abs().neg_().exp_()               # exp(-|l|), which cannot overflow
+    softplus = softplus.add_(1).log_().add_(logits.relu())
     return (logits @ x.reshape(b, -1, 1)).squeeze(2) - softplus.sum(2)
 
 
@@ -399,7 +468,7 @@ def is_bernoulli(p):
     return isinstance(p, Independent) and isinstance(p.base_dist, Bernoulli)
 
 
-def log_likelihoods(model, x, samples=500, noise=None):
+def class_log_likelihoods(model, x, samples=500, noise=None):
     """log p(x|y) of every class y, (B, classes), with nll_is.
 
     With log p(y) added the logsumexp over classes is log p(x), and the argmax the class that a

@@ -5,20 +5,24 @@ One section is worth a look: "what vae.py and cvae.py have in common" holds the 
 on the data, the learning-rate schedules and the figures.
 """
 import argparse
+import contextlib
 import csv
 import difflib
 import functools
 import hashlib
 import importlib
+import io
 import math
 import os
 import platform
 import re
+import reprlib
 import shlex
 import shutil
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,10 +41,14 @@ from common import (
     save_curves,
     save_latent,
     save_rows,
+    tell,
+    write_whole,
 )
 
 ROOT = Path(__file__).resolve().parent
 
+# Ctrl-C, and what batch systems send before they kill.
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Names in `args` that are not stored: they belong to one call, not to the run.
 NOT_STORED = ("out", "resume", "quiet", "file", "script", "command")
 # What may differ when a run is resumed. (Another device draws other random numbers.)
@@ -73,14 +81,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"{name}.py", usage=f"python {name}.py {usage}",
                          description=docstring.splitlines()[0],
                          epilog="\n".join(["examples:", *examples]),
-                         formatter_class=Help, fromfile_prefix_chars="@", allow_abbrev=False)
+                         formatter_class=Help, allow_abbrev=False)
         self.file, self.script = file, name
 
-    def convert_arg_line_to_args(self, line):
-        line = line.strip()
-        if not line or line.startswith("#") or RETIRED.match(line):
-            return []
-        return [line]
+    def parse_known_args(self, args=None, namespace=None):
+        """As in argparse, but an @file stands for the flags in it."""
+        flags = []
+        for flag in sys.argv[1:] if args is None else args:
+            if flag.startswith("@"):
+                flags += file_flags(flag[1:])
+            else:
+                flags.append(flag)
+        return super().parse_known_args(flags, namespace)
 
     def error(self, message):
         """The message; for an unknown flag the one that was probably meant, too."""
@@ -90,6 +102,42 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {near[0]}?" if near else f"see python {self.prog} --help"
             message = f"unknown flag {unknown[1]}; {hint}"
         fail(message)
+
+
+def file_flags(name, above=()):
+    """The flags of an @file: one a line, between comments that start with #.
+
+    above: the files that name this one, so that no file names itself.
+    """
+    file = Path(os.path.expanduser(name))
+    if not os.path.isfile(file):   # a device has no end
+        fail(f"@{name} is not a file; write @ and the path of a file with a flag on each line")
+    if file.resolve() in above:
+        fail(f"@{name} names itself; remove that line")
+    if file.stat().st_size > 1_000_000:
+        fail(f"@{name} is too large for a file of flags; it has one flag a line")
+    try:   # an editor may put a mark in front; a name of a file may be in no encoding
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        fail(f"@{name} cannot be read ({reason(error)}); name another file")
+    if "\0" in text:
+        fail(f"@{name} is not a text file; it has one flag a line")
+    flags = []
+    for line in text.split("\n"):
+        line = unquoted(line.strip())
+        if line.startswith("@"):
+            flags += file_flags(line[1:], (*above, file.resolve()))
+        elif line and not line.startswith("#") and not RETIRED.match(line):
+            flags.append(line)
+    return flags
+
+
+def unquoted(line):
+    """--out="a b" -> --out=a b: in a file a shell takes no quotes away."""
+    match = re.fullmatch(r"""(--[\w-]+=)?(["'])(.*)\2""", line)
+    if match is None:
+        return line
+    return (match[1] or "") + match[3]
 
 
 def script_name(file):
@@ -119,6 +167,19 @@ def number(kind, low, above=False, below=None):
     return convert
 
 
+def path_text(text):
+    """The argparse type of a path: ~ is the home folder. Empty is, most likely, a shell variable
+    that was not set; a line break would be the end of the flag in args.txt."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a path, or remove the flag")
+    if any(ord(character) < 32 for character in text):
+        raise argparse.ArgumentTypeError("must not hold line breaks or control characters")
+    try:
+        return os.path.expanduser(text)
+    except (RuntimeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def sigma(text):
     """The argparse type of --sigma."""
     if text in ("learned", "pixel"):
@@ -133,7 +194,7 @@ def add_model_flags(parser):
                        help="fully connected or convolutional")
     group.add_argument("--hidden", type=number(int, 1), metavar="N",
                        help="units, or first channels (default: 500; conv: 32)")
-    group.add_argument("--layers", type=number(int, 0), metavar="N",
+    group.add_argument("--layers", type=number(int, 0, below=1001), metavar="N",
                        help="dense hidden layers (default: 1; conv in colour: 0)")
     group.add_argument("--latent", type=number(int, 1), default=20, metavar="N", help="size of z")
     group.add_argument("--dropout", type=number(float, 0, below=1), default=0.0, metavar="P",
@@ -174,16 +235,17 @@ def add_optimizer_flags(parser):
 def add_data_flags(parser):
     """What every training script can be trained on."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="MNIST", metavar="NAME|PATH",
+    group.add_argument("--dataset", type=path_text, default="MNIST", metavar="NAME|PATH",
                        help=f"{', '.join(READERS)}, an image folder or an .npz file")
-    group.add_argument("--data", default="data", metavar="DIR",
-                       help="folder of the named data sets, downloaded on first use")
+    group.add_argument("--data", type=path_text, default="data", metavar="DIR",
+                       help="folder for downloads of named sets")
     group.add_argument("--train-size", type=number(int, 1), metavar="N",
                        help="train on a fixed random subset")
     group.add_argument("--test-size", type=number(int, 1), metavar="N",
                        help="test on a fixed random subset")
     group.add_argument("--image-size", type=number(int, 1), metavar="N",
                        help="crop to a square and resize to NxN")
+    group.add_argument("--skip-broken", action="store_true", help="leave out damaged image files")
     return group
 
 
@@ -193,12 +255,12 @@ def add_run_flags(parser):
     group.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
                        help="random seed of weights and noise")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
-    group.add_argument("--out", metavar="DIR",
+    group.add_argument("--out", type=path_text, metavar="DIR",
                        help="run folder (default: results/SCRIPT-DATASET, then -2, -3 ...)")
-    group.add_argument("--resume", metavar="RUN",
+    group.add_argument("--resume", type=path_text, metavar="RUN",
                        help="continue a run (folder or checkpoint) with its flags")
     group.add_argument("--save-every", type=number(int, 1), default=10, metavar="N",
-                       help="epochs between kept checkpoints and figures")
+                       help="epochs between figures and copies")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start")
     group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -214,12 +276,16 @@ def add_training_flags(parser):
 
 
 def as_flags(values):
-    """{"latent": 2, "quiet": True} -> ["--latent=2", "--quiet"]; None and False are left out."""
+    """{"latent": 2, "quiet": True, "digits": (3, 5)} -> ["--latent=2", "--quiet", "--digits", "3",
+    "5"]; None and False are left out."""
     flags = []
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
         if value is True:
             flags.append(flag)
+        elif isinstance(value, list | tuple):
+            flags.append(flag)
+            flags += [str(item) for item in value]
         elif value is not None and value is not False:
             flags.append(f"{flag}={value}")
     return flags
@@ -230,16 +296,37 @@ def parse(parser, argv, overrides):
 
     With --resume the flags of that run are the defaults, and only some may differ from them.
     """
-    argv = [*argv, *as_flags(overrides)]
+    argv = [*map(str, argv), *as_flags(overrides)]
     args = parser.parse_args(argv)
-    if getattr(args, "resume", None):
-        stored = resumed_flags(parser, args.resume)
+    resume = getattr(args, "resume", None)
+    if resume is not None:
+        started = was_only_started(resume)
+        stored = started_flags(parser, resume) if started else resumed_flags(parser, resume)
         parser.set_defaults(**stored)
         args = parser.parse_args(argv)
         check_resumed_flags(args, stored)
+        if started:
+            args.out, args.resume = resume, None
+            if not args.quiet:
+                tell(f"{resume} has no checkpoint yet: starting from the beginning")
     args.file, args.script = parser.file, parser.script
     args.command = shlex.join([f"{parser.script}.py", *argv])
     return args
+
+
+def was_only_started(folder):
+    """Whether a folder is a run's that was stopped before its first checkpoint."""
+    files = ("args.txt", "checkpoint.pt", "log.csv")
+    return [os.path.exists(Path(folder, name)) for name in files] == [True, False, False]
+
+
+def started_flags(parser, folder):
+    """The flags of a run that was stopped before its first checkpoint."""
+    file = Path(folder, "args.txt")
+    if f"# python {parser.script}.py" not in file.read_text(encoding="utf-8", errors="replace"):
+        fail(f"--resume {folder} is not a run of {parser.prog}; its args.txt names the script")
+    args = parser.parse_args([f"@{file}"])
+    return stored_flags(args)
 
 
 def resumed_flags(parser, path):
@@ -250,21 +337,50 @@ def resumed_flags(parser, path):
     if "log" not in checkpoint:
         fail(f"--resume {path} holds weights only, or comes from the first edition; it can be "
              "drawn and measured, but not continued")
+    check_stored_flags(parser, path, checkpoint["args"])
     return checkpoint["args"]
 
 
+def check_stored_flags(parser, path, stored):
+    """The flags in a checkpoint must have values that its script would take. (One may be missing:
+    the script may be newer.)"""
+    def refuse(message):
+        fail(f"the flags in {path} are not those of a run of {parser.prog}: {message}")
+
+    known = vars(parser.parse_args([]))
+    given = {name: value for name, value in stored.items()
+             if name in known and name not in NOT_STORED}
+    parser.error = refuse
+    parsed = vars(parser.parse_args(as_flags(given)))
+    del parser.error   # the parser's own again
+    for name, value in given.items():
+        if value is not None and (type(parsed[name]), parsed[name]) != (type(value), value):
+            refuse(f"{name} cannot be {reprlib.repr(value)}")
+
+
 def check_resumed_flags(args, stored):
-    """A resumed run keeps its flags. --epochs may change where no schedule depends on it."""
+    """A resumed run keeps its flags. --epochs may change where no schedule depends on it, and the
+    path of the data if they were moved."""
     free = list(FREE_ON_RESUME)
     if stored.get("lr_schedule") in ("constant", "plateau") \
             and stored.get("beta_schedule") == "constant":
         free.append("epochs")
+    if args.dataset not in READERS and stored.get("dataset") not in READERS:
+        free.append("dataset")
     if args.out is not None:
         fail("--out cannot be changed when resuming; remove it")
     for name, value in stored.items():
         if name not in free and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")
             fail(f"{flag} cannot be changed when resuming; remove it")
+
+
+def check_compiler():
+    """torch.compile makes C++ of the model, for a processor."""
+    compiler = os.environ.get("CXX")
+    names = [compiler] if compiler else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        fail(f"--compile needs a C++ compiler ({' or '.join(names)}); install one, or remove it")
 
 
 def pick_device(name):
@@ -279,13 +395,79 @@ def pick_device(name):
         fail(f"--device {name} is not available; use --device cpu, or leave it at auto")
 
 
+def say_nothing(message):
+    """What --quiet makes of a line."""
+
+
 def load_run_data(args, needs_labels=False):
     """The data set that the flags name, on the device that they name."""
-    data = load_data(args.dataset, args.data, pick_device(args.device), args.image_size,
-                     args.train_size, args.test_size)
+    device = pick_device(args.device)
+    if args.compile and device.type == "cpu":
+        check_compiler()
+    data = load_data(args.dataset, args.data, device, args.image_size, args.train_size,
+                     args.test_size, args.skip_broken, say=say_nothing if args.quiet else tell)
     if needs_labels and len(data.classes) < 2:
         fail(f"--dataset {args.dataset} has no labels; use vae.py, which needs none")
     return data
+
+
+# ------------------------------------------------------------- what a machine and a notebook are
+
+def guarded(main):
+    """Decorator of a main: gradients are on and numbers are float32, whatever the notebook around
+    it has set; Ctrl-C before the first step and the end of the memory are said in a line."""
+    @functools.wraps(main)
+    def wrapped(argv=(), **overrides):
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.enable_grad():
+                return main(argv, **overrides)
+        except KeyboardInterrupt:
+            tell("")
+            tell("stopped before the first step")
+            raise SystemExit(130) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fail("out of memory; use a smaller model, --batch-size or --train-size", status=1)
+        finally:
+            torch.set_default_dtype(dtype)
+
+    return wrapped
+
+
+def is_out_of_memory(error):
+    """Whether an error says that there is no more memory, of the machine or of its accelerator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
+def check_size(build, data, args):
+    """A model that cannot fit is refused before any memory is asked for."""
+    shape, device = list(data.x_train.shape[1:]), data.x_train.device
+    try:
+        with torch.device("meta"):   # tensors of shapes and no numbers
+            model = build(shape, len(data.classes), args)
+    except Exception as error:
+        if "overflow" in str(error):
+            fail("the model is too large to be counted; use smaller layers")
+        return   # a model that needs its numbers; if it is wrong, build will say so
+    n = sum(parameter.numel() for parameter in model.parameters())
+    needed = 4 * 4 * n   # float32: the weights, their gradient and the two means of Adam
+    if needed > memory_of(device):
+        fail(f"the model needs {needed / 2**30:,.0f} GiB for its {n:,} parameters, more than "
+             f"{device} has ({memory_of(device) / 2**30:,.0f} GiB); use smaller or fewer layers")
+
+
+def memory_of(device):
+    """Bytes of memory, or infinity where they are not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return math.inf
 
 
 # ------------------------------------------------------- what vae.py and cvae.py have in common
@@ -326,12 +508,12 @@ def set_defaults(args, data):
 def make_scheduler(optimizer, n_images, args):
     """The learning rate over all the steps to come."""
     steps = args.epochs * math.ceil(n_images / args.batch_size)
-    if args.lr_schedule == "onecycle":
+    if args.lr_schedule == "onecycle" and steps > 1:   # its only step would have a rate near 0
         return OneCycleLR(optimizer, args.lr, total_steps=steps)
     if args.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     if args.lr_schedule == "plateau":   # stepped once an epoch, with the training objective
-        return ReduceLROnPlateau(optimizer, patience=3)
+        return ReduceLROnPlateau(optimizer, patience=3, min_lr=1e-3 * args.lr)
     return ConstantLR(optimizer, factor=1)
 
 
@@ -341,17 +523,18 @@ def compiled(function):
     return torch.compile(function, dynamic=False)
 
 
-def warn_of_collapse(row, args):
+def warn_of_collapse(run):
     """Say so if q(z|x) has become the prior, so that z tells the decoder nothing."""
-    if is_autoencoder(args) or args.quiet:
+    row, args = run.rows[-1], run.args
+    if is_autoencoder(args) or len(run.data.x_test) < 2:   # one image has no variance
         return
     for prefix in ("", "vae_"):
         if f"{prefix}active" not in row:
             continue
         active, kl = row[f"{prefix}active"], row[f"{prefix}test_kl"]
         if active < min(2, args.latent) or kl < 0.5:
-            print(f"warning: the posterior has collapsed ({active:.0f} active units, KL {kl:.2f} "
-                  "nats); try --beta-schedule linear or a smaller --beta")
+            run.say(f"warning: the posterior has collapsed ({active:.0f} active units, KL {kl:.2f} "
+                    "nats); try --beta-schedule linear or a smaller --beta")
 
 
 def encode(model, x, y):
@@ -415,6 +598,8 @@ class Run:
     """The folder of one training run: its log, its checkpoints, its progress on the terminal.
 
         run = Run(args, data, model=model, optimizer=optimizer, scheduler=scheduler)
+        if run.resumed and run.figures_due():
+            save_figures(...)               # which a kill may have cost
         for epoch in run.epochs():          # 1, 2, ... or on from --resume
             row = train_epoch(...) | evaluate(...)
             run.save(row, "test loss ...")  # log.csv, checkpoint.pt, TensorBoard, the bar
@@ -427,24 +612,60 @@ class Run:
 
     def __init__(self, args, data, **parts):
         self.args, self.data, self.parts = args, data, parts
-        self.rows = []      # of the log
-        self.done = 0       # the epoch or iteration of the last row
+        self.rows = []         # of the log
+        self.done = 0          # the epoch or iteration of the last row
+        self.resumed = False   # whether a kill may have cost what follows from checkpoint.pt
         self.unit = "epoch" if hasattr(args, "epochs") else "iteration"
         self.last = args.epochs if self.unit == "epoch" else args.iterations
+        self.bar = None
         self.board = None
-        self.rng = None     # of a resumed run, until its first step
+        self.rng = None        # of a resumed run, until its first step
+        self.source = source_hash(args.file)
+        self.card = data_card(data)
         if args.tensorboard and not has_package("tensorboard", "TensorBoard"):
             args.tensorboard = False
+
+        flag = "--resume" if args.resume else "--out"
+        try:
+            self.folder = self.own_folder()
+            claim(self.folder, flag)
+        except (OSError, ValueError) as error:
+            fail(f"{flag} {args.resume or args.out or 'results'}: {reason(error)}; "
+                 "use a folder that can be written")
+        try:
+            self.begin()
+        except BaseException:
+            release(self.folder)
+            raise
+
+    def own_folder(self):
+        """The run's folder; a new one is made."""
+        args = self.args
         if args.resume:
-            self.folder = run_folder(args.resume)
+            return run_folder(args.resume)
+        if args.out is None:
+            return new_folder(f"results/{args.script}-{self.data.name}")
+        folder = Path(args.out)
+        if (folder / "checkpoint.pt").exists() or (folder / "log.csv").exists():
+            fail(f"--out {folder} already holds a run; use another folder, or continue it "
+                 f"with --resume {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def begin(self):
+        """Write args.txt, or take up the state of the run to be resumed; say what is trained."""
+        args = self.args
+        if args.resume:
             self.restore(load_checkpoint(args.resume))
-        else:
-            self.folder = Path(args.out or free_folder(f"results/{args.script}-{data.name}"))
-            if (self.folder / "checkpoint.pt").exists() or (self.folder / "log.csv").exists():
-                fail(f"--out {self.folder} already holds a run; use another folder, or continue it "
-                     f"with --resume {self.folder}")
+        for partial in self.folder.glob("*.part"):   # of a write that a kill has cut short
+            partial.unlink()
+        if self.resumed:
+            self.write_what_follows()
+        elif not args.resume:
             self.write_args()
         self.say(f"{args.script}.py: {self.describe()}, into {self.folder}")
+        if self.done >= self.last:
+            self.say(f"training is already complete ({self.done} {self.unit}s)")
 
     def describe(self):
         """What is trained on what, and where."""
@@ -459,39 +680,51 @@ class Run:
 
     def say(self, message):
         if not self.args.quiet:
-            print(message, flush=True)
+            tell(message)
 
     def write_args(self):
         """args.txt: the flags, one a line, to be read with @; above them command and machine."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
-        lines = [f"# python {self.args.command}",
+        command = " ".join(self.args.command.splitlines())
+        lines = [f"# python {command}",
                  f"# python {platform.python_version()}, torch {torch.__version__}, "
-                 f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} cores, {gpu}",
-                 *as_flags(stored_flags(self.args))]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / "args.txt", "\n".join([*lines, ""]).encode())
-        except OSError as error:
-            fail(f"--out {self.folder}: {error.strerror}; use a folder that can be written")
+                 f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} cores, {gpu}"]
+        for flag in as_flags(stored_flags(self.args)):
+            lines.append(flag if unquoted(flag) == flag else f'"{flag}"')
+        text = "\n".join([*lines, ""])
+        write_whole(self.folder / "args.txt", text.encode("utf-8", "surrogateescape"))
 
     def restore(self, checkpoint):
         """Take up the state of a checkpoint."""
         args = self.args
-        if checkpoint["data"]["shape"] != list(self.data.x_train.shape[1:]) \
-                or checkpoint["data"]["classes"] != self.data.classes:
-            fail(f"--resume {args.resume}: {args.dataset} no longer matches the checkpoint's shape "
-                 "and classes; restore the data, or start a new run")
+        self.check_data(checkpoint["data"])
         self.rows, self.done = checkpoint["log"], checkpoint["epoch"]
-        if self.done >= self.last:
-            fail(f"--resume {args.resume}: training is already complete ({self.done} "
-                 f"{self.unit}s); start a new run, or raise --epochs if no schedule depends on it")
-        if checkpoint["source"] != source_hash(args.file):
+        if self.done > self.last:
+            fail(f"--resume {args.resume}: {self.done} {self.unit}s are done already; use at least "
+                 f"--epochs {self.done}")
+        if checkpoint["source"] != self.source:
             self.say(f"warning: {args.script}.py has changed since this run was started")
-        for name, part in self.parts.items():
-            part.load_state_dict(checkpoint[name])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(checkpoint[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    check_optimizer(part)
+            torch.set_rng_state(checkpoint["rng"]["cpu"])
+        except Exception as error:   # a file that is something else can raise anything
+            fail(f"--resume {args.resume} does not fit {args.script}.py and its flags "
+                 f"({reason(error)}); use the script that wrote it, or another checkpoint")
         self.rng = checkpoint["rng"]
+        self.resumed = Path(args.resume).is_dir() or Path(args.resume).name == "checkpoint.pt"
         if stored_flags(args) != checkpoint["args"]:   # more epochs, say
             self.write_args()
+
+    def check_data(self, card):
+        """A run is continued on the data that it was started on."""
+        for name, value in self.card.items():
+            if name != "name" and card.get(name) != value:
+                fail(f"--resume {self.args.resume}: {self.args.dataset} no longer matches what the "
+                     f"run was trained on (another {name}); restore the data, name their new "
+                     "place with --dataset, or start a new run")
 
     def epochs(self):
         """Yield the numbers of the epochs still to do."""
@@ -503,39 +736,44 @@ class Run:
 
     def steps(self):
         first = self.done + 1
-        self.bar = progress_bar(self.last, first - 1, self.args.quiet)
-        previous = signal_handler(signal.SIGINT, self.stop)
-        if self.args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(self.folder / "tensorboard", purge_step=first)
-        if self.rng is not None:   # only now: what prepares a run may draw random numbers, too
-            torch.set_rng_state(self.rng["cpu"])
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self.rng["cuda"])
-        self.start = time.perf_counter()
+        previous = {signum: signal_handler(signum, self.stop) for signum in STOPPING}
         try:
+            if first <= self.last:
+                self.bar = progress_bar(self.last, first - 1, self.args.quiet)
+            self.open_board()
+            if self.rng is not None:   # only now: what prepares a run may draw random numbers, too
+                torch.set_rng_state(self.rng["cpu"])
+                if torch.cuda.is_available():
+                    torch.cuda.set_rng_state_all(self.rng["cuda"][:torch.cuda.device_count()])
+            self.start = time.perf_counter()
             for step in range(first, self.last + 1):
                 yield step
                 if self.done == step:   # a row was saved, and its figures are drawn
                     self.show_on_board(step)
                     self.start = time.perf_counter()
         finally:
-            signal_handler(signal.SIGINT, previous)
-            if self.bar is not None:
-                self.bar.close()
-            if self.board is not None:
-                self.board.close()
+            for signum, handler in previous.items():
+                signal_handler(signum, handler)
+            self.close()
+
+    def close(self):
+        """Let go of the terminal, of TensorBoard and of the folder."""
+        close_bar(self.bar)
+        if self.board is not None:
+            self.board.close()
+        release(self.folder)
 
     def stop(self, signum, frame):
-        """Ctrl-C: the last checkpoint is whole; say how to go on."""
-        if self.bar is not None:
-            self.bar.close()
+        """Ctrl-C, or the end of a batch job's time: the last checkpoint is whole; say how to go
+        on."""
+        close_bar(self.bar)
+        tell("")
         if (self.folder / "checkpoint.pt").exists():
             folder = shlex.quote(str(self.folder))
-            print(f"\nstopped; continue with: python {self.args.script}.py --resume {folder}")
+            tell(f"stopped; continue with: python {self.args.script}.py --resume {folder}")
         else:
-            print("\nstopped before the first checkpoint")
-        raise SystemExit(130)
+            tell("stopped before the first checkpoint")
+        raise SystemExit(128 + signum)
 
     def due(self, iteration):
         """Whether a row of the log is due after this iteration."""
@@ -567,11 +805,14 @@ class Run:
         self.rows.append({name: rounded(value) for name, value in row.items()})
 
         self.save_checkpoint()
+        self.write_what_follows()
+        self.report(note, self.done - previous, seconds)
+
+    def write_what_follows(self):
+        """What follows from checkpoint.pt: the log and, now and then, a copy to keep."""
         write_log(self.folder / "log.csv", self.rows)
         if self.done % (self.interval() * self.args.save_every) == 0 or self.done == self.last:
             self.keep(f"checkpoint_{self.done:03d}.pt")
-
-        self.report(note, self.done - previous, seconds)
 
     def report(self, note, steps, seconds):
         """Move the bar, or print a line where there is no terminal."""
@@ -580,8 +821,11 @@ class Run:
         else:
             note = f"{note}, {steps / seconds:.1f} iterations/s"
         if self.bar is not None:
-            self.bar.set_postfix_str(note)
-            self.bar.update(steps)
+            try:
+                self.bar.set_postfix_str(note)
+                self.bar.update(steps)
+            except (OSError, ValueError):   # the terminal is gone
+                self.bar = None
         else:
             self.say(f"{self.unit} {self.done}/{self.last}: {note}")
 
@@ -589,27 +833,33 @@ class Run:
         """checkpoint.pt: everything needed to go on bit for bit, and to rebuild the model."""
         checkpoint = {
             "script": self.args.script,
-            "source": source_hash(self.args.file),
+            "source": self.source,
             "args": stored_flags(self.args),
             "epoch": self.done,
-            "data": data_card(self.data),
+            "data": self.card,
             "log": self.rows,
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
         for name, part in self.parts.items():
             checkpoint[name] = part.state_dict()
-        partial = self.folder / "checkpoint.part"
-        with open(partial, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / "checkpoint.pt")   # a kill leaves the old or the new one
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_whole(self.folder / "checkpoint.pt", content.getbuffer())
 
     def keep(self, name):
         """Keep a copy of checkpoint.pt under another name."""
-        partial = self.folder / f"{name}.part"
-        shutil.copyfile(self.folder / "checkpoint.pt", partial)
-        os.replace(partial, self.folder / name)
+        write_whole(self.folder / name, (self.folder / "checkpoint.pt").read_bytes())
+
+    def open_board(self):
+        """Open TensorBoard; what it knows of later epochs is dropped when an older one is
+        resumed."""
+        if not self.args.tensorboard:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+        first = self.done if self.resumed else self.done + 1
+        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=first)
+        if self.resumed:   # a kill may have cost the last row
+            self.show_on_board(self.done)
 
     def show_on_board(self, step):
         """The last row, the figures of its epoch and, at the end, the flags, for TensorBoard."""
@@ -621,12 +871,14 @@ class Run:
         for name, value in self.rows[-1].items():
             if name != self.unit and value is not None:
                 numbers[name] = value
-                self.board.add_scalar(name, value, step)
         for file in self.folder.glob(f"*_{step:03d}.png"):
             image = np.array(Image.open(file).convert("RGB"))
             tag = file.stem.removesuffix(f"_{step:03d}")
             self.board.add_image(tag, image, step, dataformats="HWC")
-        if step == self.last:
+        if step < self.last:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+        else:   # adds the numbers, too
             self.board.add_hparams(stored_flags(self.args), numbers, run_name=".", global_step=step)
         self.board.flush()
 
@@ -639,14 +891,29 @@ class Run:
                  f"next: python generate.py {shlex.quote(str(self.folder))}")
 
 
+# --------------------------------------------------------------------- what a run's files hold
+
 def stored_flags(args):
     """The flags that belong to a run."""
     return {name: value for name, value in vars(args).items() if name not in NOT_STORED}
 
 
 def data_card(data):
-    """What a model must know of its data to be rebuilt."""
-    return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes}
+    """What a model must know of its data to be rebuilt, and what tells other data from these."""
+    digest = hashlib.sha256()
+    for tensor in (data.x_train, data.y_train, data.y_test):
+        digest.update(tensor.cpu().contiguous().numpy())
+    return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
+            "training images": len(data.x_train), "test images": len(data.x_test),
+            "content": digest.hexdigest()}
+
+
+def check_optimizer(optimizer):
+    """ValueError unless what an optimiser remembers has the shapes of its parameters."""
+    for parameter, memory in optimizer.state.items():
+        for value in memory.values():
+            if value.ndim > 0 and value.shape != parameter.shape:
+                raise ValueError(f"{list(value.shape)} is remembered of {list(parameter.shape)}")
 
 
 def twin_last(row):
@@ -670,13 +937,6 @@ def rounded(value):
     return None if value is None else float(f"{value:.6g}")
 
 
-def write_whole(path, content):
-    """Write bytes under another name and rename, so that a kill leaves no half of a file."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 def write_log(path, rows):
     """Rows as a .csv file; None is an empty cell."""
     lines = [",".join(rows[0])]
@@ -694,27 +954,94 @@ def read_log(folder):
     return rows
 
 
+# ------------------------------------------------------------------------- whose a folder is
+
 def run_folder(path):
     """The folder of a run that is named by its folder or by a checkpoint in it."""
     path = Path(path)
     return path if path.is_dir() else path.parent
 
 
-def free_folder(base):
-    """`base`, or the first of base-2, base-3 ... that does not exist."""
-    folder, count = base, 1
-    while Path(folder).exists():
-        count += 1
-        folder = f"{base}-{count}"
-    return folder
+def new_folder(base):
+    """Make `base`, or the first of base-2, base-3 ... that does not exist: no other run has it."""
+    folder, count = Path(base), 1
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            count += 1
+            folder = Path(f"{base}-{count}")
 
+
+def claim(folder, flag):
+    """Write this process's number into the file `running`; refuse if that of another one that is
+    alive is there. What a killed process leaves there is written over."""
+    file = Path(folder, "running")
+    with open(file, "a+", encoding="utf-8") as owner:
+        lock(owner)   # until it is closed, so that of two at once one waits, and reads the other's
+        owner.seek(0)
+        if is_alive(owner.read()):
+            fail(f"{flag} {folder} belongs to a run that is going on; wait for its end, or use "
+                 f"another folder; if there is no such run, remove {file}")
+        owner.truncate(0)
+        owner.write(f"{os.getpid()} {platform.node()}")
+
+
+def release(folder):
+    """Remove what `claim` wrote."""
+    with contextlib.suppress(OSError):   # a folder that cannot be written to has none
+        Path(folder, "running").unlink(missing_ok=True)
+
+
+def lock(file):
+    """Wait until no other process has locked the file, and lock it, where the system can."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):   # Windows; a network folder without locks
+        pass
+
+
+def is_alive(owner):
+    """Whether "PID MACHINE" is another process than this one, and alive as far as we can know."""
+    match = re.fullmatch(r"(\d{1,9}) (.*)", owner)
+    if match is None:
+        return False
+    pid, machine = int(match[1]), match[2]
+    if machine != platform.node() or os.name == "nt":
+        return True   # we cannot know
+    if pid == os.getpid():
+        return False   # an earlier run in this notebook
+    try:
+        os.kill(pid, 0)   # asks whether it exists
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# ------------------------------------------------------------------------ terminal and signals
 
 def progress_bar(total, done, quiet):
     """A bar on a terminal; None elsewhere, where lines are printed instead."""
-    if quiet or not sys.stderr.isatty() or not has_package("tqdm", "a progress bar"):
+    try:
+        on_terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):   # closed, before Python started or since
+        return None
+    if quiet or not on_terminal or not has_package("tqdm", "a progress bar"):
         return None
     from tqdm import tqdm
     return tqdm(total=total, initial=done)
+
+
+def close_bar(bar):
+    """The bar's last line, where there are a bar and a terminal."""
+    if bar is not None:
+        with contextlib.suppress(OSError, ValueError):
+            bar.close()
 
 
 def signal_handler(signum, handler):
@@ -729,17 +1056,65 @@ def signal_handler(signum, handler):
 
 def load_checkpoint(path):
     """The checkpoint in a run folder or file, loaded without running any code in it."""
-    file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        fail(f"{file} was not found; give a run folder or a checkpoint")
+    file = Path(path, "checkpoint.pt") if os.path.isdir(path) else Path(path)
+    if not os.path.isfile(file):
+        hint = "give a run folder or a checkpoint"
+        if os.path.isfile(Path(path, "args.txt")):
+            hint = f"train it again with @{Path(path, 'args.txt')}"
+        fail(f"{file} was not found; {hint}")
     try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()   # compares sums, which torch.load does not
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        complete = {"script", "args", "epoch", "data", "rng"} <= checkpoint.keys()
     except Exception as error:   # a file that is something else can raise anything
         fail(f"{file} is not a minigen checkpoint ({type(error).__name__})")
-    if not complete:
-        fail(f"{file} is not a minigen checkpoint (parts are missing)")
+    if broken is not None:
+        fail(f"{file} is damaged; use another checkpoint, or train the run again")
+    wrong = wrong_part(checkpoint)
+    if wrong is not None:
+        fail(f"{file} is not a minigen checkpoint ({wrong} is missing or is no {wrong})")
     return checkpoint
+
+
+def wrong_part(checkpoint):
+    """The name of a part that a checkpoint lacks, or that is not what it should be, or None."""
+    if not isinstance(checkpoint, dict):
+        return "dictionary"
+    types = {"script": str, "args": dict, "epoch": int, "data": dict, "rng": dict}
+    for name, kind in types.items():
+        if not isinstance(checkpoint.get(name), kind):
+            return name
+    if not all(isinstance(name, str) for name in checkpoint["args"]):
+        return "args"
+    if not is_data_card(checkpoint["data"]):
+        return "data"
+    if "log" in checkpoint and not is_log(checkpoint):
+        return "log"
+    return None
+
+
+def is_data_card(card):
+    """Whether it has the name, the shape and the classes of a data set."""
+    shape, classes = card.get("shape"), card.get("classes")
+    if not isinstance(card.get("name"), str) or not isinstance(shape, list):
+        return False
+    if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):
+        return False
+    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+
+
+def is_log(checkpoint):
+    """Whether the log has rows of numbers, with the same columns, and ends with its epoch."""
+    rows = checkpoint["log"]
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        return False
+    columns = list(rows[0])
+    for row in rows:
+        if not isinstance(row, dict) or list(row) != columns:
+            return False
+        if not all(isinstance(value, int | float | None) for value in row.values()):
+            return False
+    return columns[0] in ("epoch", "iteration") and rows[-1][columns[0]] == checkpoint["epoch"]
 
 
 def source_hash(file):
@@ -760,7 +1135,7 @@ def import_script(checkpoint):
     if not file.is_file():
         fail(f"this is a run of {script}.py, which is not in {ROOT}; put that script back")
     if "source" in checkpoint and checkpoint["source"] != source_hash(file):
-        print(f"warning: {script}.py has changed since this run was trained")
+        tell(f"warning: {script}.py has changed since this run was trained")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     module = importlib.import_module(script.replace("/", "."))
@@ -812,20 +1187,48 @@ def load_models(path, device="cpu"):
     """
     checkpoint = load_checkpoint(path)
     module = import_script(checkpoint)
-    args, card = SimpleNamespace(**checkpoint["args"]), checkpoint["data"]
-    classes = len(card["classes"])
+    if hasattr(module, "flags"):
+        check_stored_flags(module.flags(), path, checkpoint["args"])
+    args, classes = SimpleNamespace(**checkpoint["args"]), len(checkpoint["data"]["classes"])
     models = {}
     for part, prefix in MODEL_PARTS.items():
         if part not in checkpoint:
             continue
-        model = module.build(card["shape"], 0 if prefix else classes, args)
-        try:
-            model.load_state_dict(checkpoint[part])
-        except RuntimeError:
-            fail(f"the weights in {path} do not fit the model of {checkpoint['script']}.py, which "
-                 "has changed since; put the old script back")
+        model = rebuilt(path, module, checkpoint, part, 0 if prefix else classes)
         model.to(device).eval().requires_grad_(False)
         models[prefix] = Trained(model, model_name(model), args)
     if "" not in models:
         fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
     return checkpoint, module, models
+
+
+def rebuilt(path, module, checkpoint, part, classes):
+    """The model of a checkpoint's part. Shapes are compared before any memory is asked for."""
+    script, weights = f"{checkpoint['script']}.py", checkpoint[part]
+    shape, args = checkpoint["data"]["shape"], SimpleNamespace(**checkpoint["args"])
+    shapes = {}
+    # A model that cannot be built without its numbers is built for real at once.
+    with contextlib.suppress(Exception), torch.device("meta"):
+        shapes = shapes_of(module.build(shape, classes, args).state_dict())
+    if not isinstance(weights, dict) or (shapes and shapes != shapes_of(weights)):
+        fail(f"the weights in {path} do not fit the model of {script}; put the script back that "
+             "wrote them, or use another checkpoint")
+    try:
+        model = module.build(shape, classes, args)
+        model.load_state_dict(weights)
+    except Exception as error:   # the script has changed, or the file is something else
+        fail(f"the weights in {path} do not fit the model of {script} ({reason(error)}); put the "
+             "script back that wrote them, or use another checkpoint")
+    return model
+
+
+def shapes_of(weights):
+    """{name: shape} of a state_dict."""
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}
+
+
+def reason(error):
+    """The first line of an error, or its kind where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return lines[0]

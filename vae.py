@@ -15,9 +15,9 @@ from torch.distributions import Bernoulli, Independent, Normal
 from common import Means, active_units, batches, beta_at, binarize, bounded_sigma, check_images
 from common import draw_eps, fixed_z, gaussian_kl, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
-from run import Parser, Run, add_model_flags, add_training_flags, check_flags, compiled
-from run import load_run_data, make_scheduler, parse, save_latent_map, save_loss_curves
-from run import save_reconstructions, set_defaults, warn_of_collapse
+from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
+from run import compiled, guarded, load_run_data, make_scheduler, parse, save_latent_map
+from run import save_loss_curves, save_reconstructions, set_defaults, warn_of_collapse
 
 
 # --------------------------------------------------------------------------------------- model
@@ -183,6 +183,7 @@ def flags():
     return parser
 
 
+@guarded
 def main(argv=(), **overrides):
     """Train: main(["--latent=2"]) or main(latent=2). Returns the model and the log."""
     args = parse(flags(), argv, overrides)
@@ -190,12 +191,15 @@ def main(argv=(), **overrides):
     data = load_run_data(args)
     set_defaults(args, data)
     data = binarize(data, args)
+    check_size(build, data, args)
 
     torch.manual_seed(args.seed)
     model = build(data.x_train.shape[1:], len(data.classes), args).to(data.x_train.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
     run = Run(args, data, model=model, optimizer=optimizer, scheduler=scheduler)
+    if run.resumed and run.figures_due():    # a kill may have cost those of the last epoch
+        save_figures(model, data, run)
     for epoch in run.epochs():
         row = {"lr": optimizer.param_groups[0]["lr"], "beta": beta_at(epoch, args)}
         row |= train_epoch(model, optimizer, scheduler, data, epoch, args)
@@ -205,8 +209,8 @@ def main(argv=(), **overrides):
         run.save(row, f"test loss {row['test_loss']:.2f}")
         if run.figures_due():
             save_figures(model, data, run)
-    warn_of_collapse(row, args)
-    run.finish(f"test loss {row['test_loss']:.2f} nats per image")
+    warn_of_collapse(run)
+    run.finish(f"test loss {run.rows[-1]['test_loss']:.2f} nats per image")
     return model, run.rows
 
 

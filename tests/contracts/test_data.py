@@ -40,6 +40,8 @@ def test_digits_need_no_download_and_look_like_mnist():
     check_layout(data, 1500, 297, 1, 28, 28)
     assert data.classes == list("0123456789")
     assert data.x_train[:, :, :4].max() == 0 and data.x_train.max() == 255   # dark frame, white ink
+    assert 20 < data.x_train.float().mean() < 60                             # and not much of it
+    assert data.y_train[:10].tolist() == list(range(10))
 
 
 def test_idx_files_in_torchvisions_layout(tmp_path):

@@ -139,8 +139,12 @@ def test_names_of_the_test_part(tmp_path, train, test):
 def test_a_folder_with_nothing_but_train_is_split(tmp_path):
     for i in range(20):
         save_image(tmp_path / "train" / "ab"[i % 2] / f"{i}.png")
+    save_image(tmp_path / "map.png")
+    save_image(tmp_path / "run" / "map.png")
+    (tmp_path / "run" / "checkpoint.pt").write_text("")
     data, said = read(tmp_path)
     assert data.classes == ["a", "b"] and len(data.x_test) == 2 and "no test part" in said
+    assert "1 beside train/ and test/ (first: map.png)" in said
 
 
 def test_what_is_left_out_of_a_folder_is_said_in_one_line(tmp_path):
@@ -162,11 +166,12 @@ def test_what_is_left_out_of_a_folder_is_said_in_one_line(tmp_path):
     assert data.classes == ["cat", "dog"]
     assert sorted(data.x_train[:, 0, 0, 0].tolist()) == [1, 2, 3, 11, 12, 13, 21, 22, 23]
     assert data.y_train.tolist() == [0] * 6 + [1] * 3
-    assert said.count("\n") == 0
+    left_out, deeper = said.split("\n")
+    assert "3 images lie in deeper folders" in deeper and "cat/more/still/0.png" in deeper
     for words in ("3 beside train/ and test/ (first: val/cat/0.png)",
                   "2 in run folders (first: train/run/args.txt)", "1 no plain files", "pipe.png",
                   "1 no images by their names (first: train/cat/la\\x1bbels.csv)"):
-        assert words in said
+        assert words in left_out
 
 
 def test_a_run_among_the_images_is_refused(tmp_path, capsys):
@@ -357,6 +362,8 @@ def test_an_npy_file_holds_images(tmp_path):
     (keras(GREY.astype(np.int32) * 257, LABELS), ["astype('uint8')", "65535"]),
     (keras(np.where(GREY > 9, np.nan, 0.5), LABELS), ["nan", "uint8"]),
     (keras(GREY.reshape(27, 64), LABELS), ["x.reshape(-1, 28, 28)"]),
+    (keras(np.stack([GREY] * 4, -1), LABELS), ["1 or 3 channels", "alpha = x[..., 3:]"]),
+    (keras(GREY, NAMES.astype(object)), ["y.astype('U')"]),
     (keras(GREY * 1j, LABELS), ["complex128", "uint8"]),
     (keras(GREY, GREY[:, 0] / 255), ["y.argmax(1)"]),
     (keras(GREY, LABELS + 0.5), ["whole numbers (N,)"]),
