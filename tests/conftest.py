@@ -81,3 +81,8 @@ def npz(tmp_path):
         np.savez(tmp_path / "own.npz", **kept)
         return tmp_path / "own.npz"
     return write
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first: at the end one worker would wait for the other."""
+    items.sort(key=lambda item: item.name != "test_tutorial")

@@ -14,7 +14,7 @@ from PIL import Image
 import run
 
 TRAIN = ["--dataset=digits", "--hidden=32", "--latent=2", "--epochs=1", "--lr-schedule=constant",
-         "--lr=2e-3", "--out=run"]
+         "--lr=2e-3"]
 
 # name of the copy: (original, [(its lines, lines of the copy)])
 COPIES = {
@@ -80,72 +80,130 @@ print(json.dumps(results))
 """
 
 
-class Project:
-    """A copy of the project with one changed script, my_NAME.py."""
+def run_commands(folder, commands):
+    """[(exit status, what was printed), ...] of commands such as ["generate", "run"]."""
+    done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(commands)],
+                          cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
-    def __init__(self, folder, name):
-        self.folder, self.script = folder, f"my_{name}"
-        for file in ROOT.glob("*.py"):
-            shutil.copy(file, folder)
-        shutil.copytree(ROOT / "tools", folder / "tools")
-        original, changes = COPIES[name]
+
+# What is done with each copy; its run lies in the folder of its name.
+COMMANDS = {
+    "gelu": [["my_gelu", *TRAIN, "--out=gelu"], ["my_gelu", "--resume=gelu", "--epochs=2"],
+             ["vae", "--resume=gelu", "--epochs=3"], ["evaluate", "gelu", "--metrics=elbo"],
+             ["generate", "gelu", "--manifold", "--steps=2"], ["generate", "gelu", "--explore"]],
+    "laplace": [["my_laplace", *TRAIN, "--likelihood=gaussian", "--out=laplace"],
+                ["evaluate", "laplace", "--metrics=elbo,mse,nll", "--nll-samples=3"],
+                ["generate", "laplace", "--samples=4", "--show=sample"]],
+    "iwae": [["my_iwae", *TRAIN, "--out=iwae"], ["evaluate", "iwae", "--metrics=elbo"],
+             ["generate", "iwae", "--samples=4"]],
+    "mixture": [["my_mixture", *TRAIN, "--out=mixture"], ["generate", "mixture", "--samples=64"],
+                ["evaluate", "mixture", "--metrics=elbo,nll", "--nll-samples=20"]],
+    "hinge": [["my_hinge", "--dataset=digits", "--width=4", "--latent=4", "--batch-size=8",
+               "--iterations=6", "--eval-every=0", "--loss=hinge", "--out=hinge"],
+              ["generate", "hinge", "--samples=4"]],
+}
+
+
+class Copy:
+    """A changed copy of a script, its run, and what came of its commands."""
+
+    def __init__(self, folder, name, results):
+        self.folder, self.run, self.file = folder, folder / name, folder / f"my_{name}.py"
+        self.statuses = [status for status, _ in results]
+        self.printed = [printed for _, printed in results]
+
+    def log(self):
+        return run.read_log(self.run)
+
+    def measured(self):
+        """The numbers that evaluate.py found."""
+        return json.loads((self.run / "evaluation.jsonl").read_text(encoding="utf-8"))
+
+    def is_measured_as_itself(self):
+        return self.measured()["test_loss"] == pytest.approx(self.log()[-1]["test_loss"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """{name: Copy}: the project in a folder of its own, with a changed copy of each kind."""
+    folder = tmp_path_factory.mktemp("project")
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, folder)
+    shutil.copytree(ROOT / "tools", folder / "tools")
+    commands = []
+    for name, (original, changes) in COPIES.items():
         source = (ROOT / f"{original}.py").read_text(encoding="utf-8")
         for old, new in changes:
             assert source.count(old) == 1, old
             source = source.replace(old, new)
-        self.file = folder / f"{self.script}.py"
-        self.file.write_text(source, encoding="utf-8")
-
-    def run(self, *commands):
-        """[(exit status, what was printed), ...] of commands such as ["generate", "run"]."""
-        done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(commands)],
-                              cwd=self.folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def measured(self):
-        """The numbers that evaluate.py found last."""
-        lines = (self.folder / "run" / "evaluation.jsonl").read_text().splitlines()
-        return json.loads(lines[-1])
-
-    def log(self):
-        return run.read_log(self.folder / "run")
+        (folder / f"my_{name}.py").write_text(source, encoding="utf-8")
+        commands += COMMANDS[name]
+    results = run_commands(folder, commands)
+    found = {}
+    for name in COPIES:
+        n = len(COMMANDS[name])
+        found[name], results = Copy(folder, name, results[:n]), results[n:]
+    return found
 
 
-@pytest.fixture
-def project(tmp_path):
-    return lambda name: Project(tmp_path, name)
+def test_another_activation_is_trained_resumed_drawn_and_measured_as_itself(copies):
+    copy = copies["gelu"]
+    assert copy.statuses == [0, 0, 2, 0, 0, 0]
+    assert "my_gelu.py" in copy.printed[2] and copy.printed[2].count("\n") == 1   # not by vae.py
+    assert len(copy.log()) == 2 and copy.is_measured_as_itself()
 
-
-def test_another_activation_is_trained_resumed_drawn_and_measured_as_itself(project, tmp_path):
-    copy = project("gelu")
-    results = copy.run([copy.script, *TRAIN], [copy.script, "--resume=run", "--epochs=2"],
-                       ["vae", "--resume=run", "--epochs=3"], ["evaluate", "run", "--metrics=elbo"],
-                       ["generate", "run", "--manifold", "--steps=2"],
-                       ["generate", "run", "--explore"])
-    statuses = [status for status, _ in results]
-    assert statuses == [0, 0, 2, 0, 0, 0]
-    assert "my_gelu.py" in results[2][1] and results[2][1].count("\n") == 1   # not with vae.py
-    assert len(copy.log()) == 2
-    assert copy.measured()["test_loss"] == pytest.approx(copy.log()[-1]["test_loss"], rel=1e-5)
-
-    page = np.array(Image.open(tmp_path / "run" / "manifold.png").convert("L")) / 255
+    page = np.array(Image.open(copy.run / "manifold.png").convert("L")) / 255
     corner = page[2:58:2, 2:58:2]   # the lowest z_1 and the highest z_2 of the 4 x 4 quantiles
     places = torch.special.ndtri((torch.arange(4) + 0.5) / 4)
-    weights = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    weights = torch.load(copy.run / "checkpoint.pt", weights_only=True)["model"]
     z = torch.stack([places[0], places[3]])
     h = weights["decoder.0.weight"] @ z + weights["decoder.0.bias"]
     h = weights["decoder.2.weight"] @ torch.nn.functional.gelu(h) + weights["decoder.2.bias"]
     assert np.abs(corner - torch.sigmoid(h).view(28, 28).numpy()).max() <= 1 / 255
-    assert "gelu" in (tmp_path / "run" / "explorer.html").read_text(encoding="utf-8")
+    assert "gelu" in (copy.run / "explorer.html").read_text(encoding="utf-8")
 
+
+def test_another_likelihood_is_measured_as_itself(copies):
+    """As a Gaussian its ELBO was once reported as 2717 where its log said -254."""
+    copy = copies["laplace"]
+    assert copy.statuses == [0, 0, 0] and copy.is_measured_as_itself()
+    assert copy.measured()["nll_is3"] < copy.measured()["test_loss"]
+    assert "note:" not in copy.printed[1]
+
+
+def test_another_bound_is_told_from_the_elbo(copies):
+    copy = copies["iwae"]
+    assert copy.statuses == [0, 0, 0] and copy.is_measured_as_itself()
+    assert copy.printed[1].count("note:") == 1 and "my_iwae.py" in copy.printed[1]
+
+
+def test_another_prior_is_sampled_where_the_model_has_it(copies):
+    copy = copies["mixture"]
+    assert copy.statuses == [0, 0, 0] and copy.is_measured_as_itself()
+    assert copy.measured()["grey_pixel_is20"] < copy.measured()["test_loss"]   # its own p(z)
+
+
+def test_another_loss_of_a_gan(copies):
+    copy = copies["hinge"]
+    assert copy.statuses == [0, 0]
+    row = copy.log()[-1]
+    assert row["d_accuracy"] is not None and row["d_loss"] >= 0
+
+
+def test_a_script_that_changed_is_told_and_one_that_is_gone_is_asked_for(copies):
+    copy = copies["gelu"]
     source = copy.file.read_text(encoding="utf-8")
     copy.file.write_text(source + "# a remark\n", encoding="utf-8")
-    (status, printed), = copy.run(["generate", "run", "--samples=4"])
-    assert status == 0 and "my_gelu.py has changed" in printed
-    copy.file.unlink()
-    for status, printed in copy.run(["generate", "run"], ["evaluate", "run"]):
-        assert status == 2 and "my_gelu.py" in printed and printed.count("\n") == 1
+    missing = copies["iwae"].file.rename(copy.folder / "gone")
+    changed, drawn, measured = run_commands(copy.folder, [
+        ["generate", "gelu", "--samples=4"], ["generate", "iwae"], ["evaluate", "iwae"]])
+    missing.rename(copies["iwae"].file)
+    copy.file.write_text(source, encoding="utf-8")
+    assert changed[0] == 0 and "my_gelu.py has changed" in changed[1]
+    for status, printed in (drawn, measured):
+        assert status == 2 and "my_iwae.py" in printed and printed.count("\n") == 1
 
 
 def test_weights_that_no_longer_fit_the_script_are_refused(vae_run, tmp_path, capsys):
@@ -165,44 +223,3 @@ def test_nothing_else_is_imported_because_a_checkpoint_says_so(script, vae_run, 
     with pytest.raises(SystemExit) as stop:
         run.load_models(tmp_path)
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_another_likelihood_is_measured_as_itself(project):
-    """As a Gaussian its ELBO was once reported as 2717 where its log said -254."""
-    copy = project("laplace")
-    results = copy.run([copy.script, *TRAIN, "--likelihood=gaussian"],
-                       ["evaluate", "run", "--metrics=elbo,mse,nll", "--nll-samples=3"],
-                       ["generate", "run", "--samples=4", "--show=sample"])
-    assert [status for status, _ in results] == [0, 0, 0]
-    found = copy.measured()
-    assert found["test_loss"] == pytest.approx(copy.log()[-1]["test_loss"], rel=1e-5)
-    assert found["nll_is3"] < found["test_loss"] and "note:" not in results[1][1]
-
-
-def test_another_bound_is_told_from_the_elbo(project):
-    copy = project("iwae")
-    results = copy.run([copy.script, *TRAIN], ["evaluate", "run", "--metrics=elbo"],
-                       ["generate", "run", "--samples=4"])
-    assert [status for status, _ in results] == [0, 0, 0]
-    assert copy.measured()["test_loss"] == pytest.approx(copy.log()[-1]["test_loss"], rel=1e-5)
-    assert results[1][1].count("note:") == 1 and "my_iwae.py" in results[1][1]
-
-
-def test_another_prior_is_sampled_where_the_model_has_it(project):
-    copy = project("mixture")
-    results = copy.run([copy.script, *TRAIN], ["generate", "run", "--samples=64"],
-                       ["evaluate", "run", "--metrics=elbo,nll", "--nll-samples=20"])
-    assert [status for status, _ in results] == [0, 0, 0]
-    found = copy.measured()
-    assert found["test_loss"] == pytest.approx(copy.log()[-1]["test_loss"], rel=1e-5)
-    assert found["grey_pixel_is20"] < found["test_loss"]   # with p(z) of the mixture
-
-
-def test_another_loss_of_a_gan(project):
-    copy = project("hinge")
-    results = copy.run([copy.script, "--dataset=digits", "--width=4", "--latent=4", "--out=run",
-                        "--batch-size=8", "--iterations=6", "--eval-every=0", "--loss=hinge"],
-                       ["generate", "run", "--samples=4"])
-    assert [status for status, _ in results] == [0, 0]
-    row = copy.log()[-1]
-    assert row["d_accuracy"] is not None and row["d_loss"] >= 0
