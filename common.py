@@ -1,6 +1,7 @@
 """Data, losses and images: what the scripts share about the subject itself.
 
-Throughout: an image is a float in [0, 1], (B, C, H, W); a loss is in nats per image, (B,).
+Throughout: an image is a float in [0, 1], (B, C, H, W); a loss is in nats per image, (B,). The last
+section, half of this file, reads data sets: skip it until data of your own are refused.
 """
 import contextlib
 import functools
@@ -88,6 +89,270 @@ class Data(NamedTuple):
     classes: list           # the names of the labels; empty where there are none
 
 
+def batches(x, y, batch_size, shuffle):
+    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short."""
+    n = len(x)
+    order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
+    for index in order.split(batch_size):
+        yield x.index_select(0, index) / 255, y[index]   # faster than x[index]
+
+
+def binarize(data, args):
+    """The data with black or white pixels, as --binarize says.
+
+    threshold: above 1/2. dynamic: drawn with the grey value as probability, for the test set here,
+    once; the training set stays grey and is drawn anew in every step.
+    """
+    if args.binarize == "none":
+        return data
+    if args.binarize == "threshold":
+        return data._replace(x_train=(data.x_train >= 128).byte() * 255,
+                             x_test=(data.x_test >= 128).byte() * 255)
+    noise = torch.Generator(data.x_test.device).manual_seed(0)
+    x_test = torch.bernoulli(data.x_test / 255, generator=noise)
+    return data._replace(x_test=x_test.mul(255).byte())
+
+
+# -------------------------------------------------------------------------------------- losses
+
+# Added to a learned sigma: a grey level. Without it a black border would become infinitely likely.
+# The same as exp(low + softplus(log_sigma - low)) of Rybkin et al. 2021 (arXiv 2006.13202).
+SIGMA_MIN = 1 / 256
+
+
+def gaussian_kl(mu, logvar):
+    """KL(N(mu, diag(exp(logvar))) || N(0, I)) in nats per image: (B, d), (B, d) -> (B,).
+
+    Never negative; zero at mu = logvar = 0. Kingma & Welling 2014 (arXiv 1312.6114), appendix B.
+    """
+    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
+
+
+def check_images(p, x):
+    """ValueError unless p(x|z) is a distribution over the images x (B, C, H, W), one per image.
+
+    Without this a likelihood of another shape would broadcast and be summed wrongly in silence.
+    """
+    shape = p.batch_shape + p.event_shape
+    if shape != x.shape or len(p.event_shape) != 3:
+        raise ValueError(f"p(x|z) has batch {list(p.batch_shape)} and event {list(p.event_shape)}, "
+                         f"but the images are {list(x.shape)}; see torch.distributions.Independent")
+
+
+def is_autoencoder(args):
+    """--beta 0 is a plain autoencoder: z = mu, the loss is the reconstruction, there is no prior.
+    A schedule that passes through 0 is not one."""
+    return args.beta == 0
+
+
+def draw_eps(x, args, generator=None):
+    """Noise of the reparameterisation for images x, (B, latent); zeros for an autoencoder."""
+    shape = (len(x), args.latent)
+    if is_autoencoder(args):
+        return torch.zeros(shape, device=x.device)
+    return torch.randn(shape, device=x.device, generator=generator)
+
+
+def active_units(mu):
+    """Number of units of mu (N, d) whose variance over the data is above 0.01 (arXiv 1509.00519,
+    section 5.3)."""
+    return int((mu.var(0, unbiased=False) > 0.01).sum())
+
+
+def beta_at(epoch, args):
+    """The weight of the KL in epoch 1, 2 ... args.epochs.
+
+    constant: beta. linear: a ramp from 0 in the first epoch to beta in epoch --beta-warmup, by
+    default the last (Bowman et al. 2016, arXiv 1511.06349). cyclical: the ramp four times over,
+    each as long as its cycle by default (Fu et al. 2019, arXiv 1903.10145).
+    """
+    if args.beta_schedule == "constant":
+        return args.beta
+    start = 0                   # the last epoch before this cycle
+    end = args.epochs           # the last epoch of this cycle
+    if args.beta_schedule == "cyclical":
+        for cycle in range(4):
+            start = round(args.epochs * cycle / 4)
+            end = round(args.epochs * (cycle + 1) / 4)
+            if epoch <= end:
+                break
+    warmup = args.beta_warmup or end - start
+    return args.beta * min(1, (epoch - start - 1) / (warmup - 1))
+
+
+class Means:
+    """Means per image of named terms, over the batches of an epoch.
+
+    The sums stay on the device until the end: reading one would wait for it, in every step.
+    """
+
+    def __init__(self):
+        self.sums = {}      # {name: [sum over a batch, ...]}
+        self.steps = {}     # {name: [step of that batch, ...]}
+        self.counts = {}    # {name: images}
+        self.step = 1
+        self.added = set()  # the names that this step has so far
+
+    def add(self, terms, prefix=""):
+        """Terms of a batch, {name: (B,)}; `prefix` is put in front of their names. A name that
+        comes again begins the next step."""
+        for name, values in terms.items():
+            name = prefix + name
+            if name in self.added:
+                self.step += 1
+                self.added = set()
+            self.added.add(name)
+            self.steps.setdefault(name, []).append(self.step)
+            self.sums.setdefault(name, []).append(values.detach().sum())
+            self.counts[name] = self.counts.get(name, 0) + len(values)
+
+    def compute(self, when):
+        """{name: mean}. Ends the program if one is not finite, and says which broke first; `when`
+        is "epoch 3", say."""
+        means = {}
+        culprit = None
+        first_step = math.inf
+        for name, sums in self.sums.items():
+            sums = torch.stack(sums).cpu().double()   # many sums outgrow the 24 bits of a float
+            means[name] = (sums.sum() / self.counts[name]).item()
+            if math.isfinite(means[name]):
+                continue
+            broken = (~sums.isfinite()).nonzero()[0].item()
+            step = self.steps[name][broken]
+            if step <= first_step:   # of one step the last: terms are added after their total
+                culprit = name
+                first_step = step
+        if culprit is not None:
+            # Where a sum is too large and its terms are not, their weight is.
+            remedy = "--beta" if culprit.endswith("objective") else "--lr"
+            fail(f"{culprit} is not finite in step {first_step} of {when}; try a smaller {remedy}",
+                 status=1)
+        return means
+
+
+# -------------------------------------------------------------------------------------- images
+def fixed_images(data, n):
+    """n test images in [0, 1] from the first to the last, and their labels: always the same."""
+    index = torch.linspace(0, len(data.x_test) - 1, n).long()
+    return data.x_test[index] / 255, data.y_test[index]
+
+
+def fixed_z(n, latent, device):
+    """n draws from the prior, (n, latent): always the same."""
+    return torch.randn(n, latent, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def shortened(name):
+    """A name that fits beside images and into a line."""
+    return name if len(name) <= 40 else name[:37] + "..."
+
+
+def drawable(name):
+    """A short name in characters that the fonts have: Chinese, say, comes as "\\u732b"."""
+    shown = ""
+    for c in shortened(name):
+        is_wide = unicodedata.east_asian_width(c) in ("W", "F")
+        shown += ascii(c)[1:-1] if is_wide or not c.isprintable() else c
+    return shown
+
+
+def plain_text(name):
+    """A name for matplotlib, to which a dollar would begin a formula."""
+    return drawable(name).replace("$", r"\$")
+
+
+def row_font(names):
+    """Pillow's font, or matplotlib's where names have letters that are not Latin."""
+    from PIL import ImageFont
+    font = ImageFont.load_default(size=14)
+    if max("".join(names), default="") < "\u0180":
+        return font
+    try:
+        from matplotlib import get_data_path
+        return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
+    except (ImportError, OSError):
+        return font
+
+
+def save_grid(path, images, columns, names=()):
+    """Write images (N, C, H, W) row by row, `columns` to a row, the names of the rows at the left.
+
+    Images smaller than 64 pixels are enlarged by a whole factor, pixel by pixel.
+    """
+    from PIL import Image, ImageDraw, ImageOps
+    from torchvision.utils import make_grid
+    scale = max(1, 64 // images.shape[-1])
+    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=1).clamp(0, 1)
+    page = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
+    if names:
+        names = [drawable(name) for name in names]
+        font = row_font(names)
+        margin = max(int(font.getlength(name)) for name in names) + 8
+        page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
+        draw = ImageDraw.Draw(page)
+        for row, name in enumerate(names):
+            middle = 2 + (row + 0.5) * (images.shape[2] + 2)
+            draw.text((margin - 4, middle), name, "black", font, anchor="rm")
+    content = io.BytesIO()
+    page.save(content, "PNG")
+    write_whole(path, content.getbuffer())
+
+
+def save_rows(path, rows):
+    """A grid with a named row of images each: {name: (N, C, H, W)}."""
+    images = list(rows.values())
+    save_grid(path, torch.cat(images), len(images[0]), list(rows))
+
+
+def save_curves(path, rows, step, panels, unit):
+    """Columns of the log against `step`, the column "epoch" or "iteration".
+
+    panels: {title: [(label, column, format), ...]}, the format being matplotlib's: "C0--".
+    """
+    if not has_package("matplotlib", "curves and maps"):
+        return
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    subplots = figure.subplots(1, len(panels), squeeze=False)[0]
+    steps = [row[step] for row in rows]
+    for axes, (title, lines) in zip(subplots, panels.items(), strict=True):
+        for label, column, style in lines:
+            values = [row[column] for row in rows]
+            axes.plot(steps, values, style, marker="." if len(rows) < 30 else "", label=label)
+        axes.set(title=title, xlabel=step, ylabel=unit)
+        axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())
+
+
+def save_latent(path, means, data, args):
+    """A map of the test set's posterior means by class, {model's name: (N, 2)}, a panel each.
+
+    The axes reach to five standard deviations of the prior; an autoencoder's codes have no scale.
+    """
+    if not has_package("matplotlib", "curves and maps"):
+        return
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
+    subplots = figure.subplots(1, len(means), squeeze=False)[0]
+    for axes, (name, mu) in zip(subplots, means.items(), strict=True):
+        mu = mu.cpu()
+        dots = axes.scatter(mu[:, 0], mu[:, 1], s=3, c=data.y_test.cpu(), cmap="tab10")
+        axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
+        if not is_autoencoder(args):
+            axes.set(xlim=(-5, 5), ylim=(-5, 5))
+    if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
+        names = [plain_text(data.classes[label]) for label in data.y_test.unique()]
+        axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
+                    bbox_to_anchor=(1, 0.5))
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getbuffer())
+
+
+# ------------------------------------------------------------------------------- reading data
 def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None,
               skip_broken=False, say=tell):
     """Read a data set by name or path, resize it and take subsets.
@@ -712,273 +977,3 @@ def resize(x, size):
     side = min(x.shape[2:])
     square = transforms.center_crop(x, [side, side])
     return transforms.resize(square, [size, size], antialias=True)
-
-
-def batches(x, y, batch_size, shuffle):
-    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short."""
-    n = len(x)
-    order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
-    for index in order.split(batch_size):
-        yield x.index_select(0, index) / 255, y[index]   # faster than x[index]
-
-
-def binarize(data, args):
-    """The data with black or white pixels, as --binarize says.
-
-    threshold: above 1/2. dynamic: drawn with the grey value as probability, for the test set here,
-    once; the training set stays grey and is drawn anew in every step.
-    """
-    if args.binarize == "none":
-        return data
-    if args.binarize == "threshold":
-        return data._replace(x_train=(data.x_train >= 128).byte() * 255,
-                             x_test=(data.x_test >= 128).byte() * 255)
-    noise = torch.Generator(data.x_test.device).manual_seed(0)
-    x_test = torch.bernoulli(data.x_test / 255, generator=noise)
-    return data._replace(x_test=x_test.mul(255).byte())
-
-
-# -------------------------------------------------------------------------------------- losses
-
-SIGMA_MIN = 1 / 256   # a grey level; without a bound a black border would be infinitely likely
-
-
-def gaussian_kl(mu, logvar):
-    """KL(N(mu, diag(exp(logvar))) || N(0, I)) in nats per image: (B, d), (B, d) -> (B,).
-
-    Never negative; zero at mu = logvar = 0. Kingma & Welling 2014 (arXiv 1312.6114), appendix B.
-    """
-    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
-
-
-def bounded_sigma(log_sigma):
-    """exp(log_sigma), softly bounded from below by SIGMA_MIN, for learning it safely.
-
-    Rybkin et al. 2021 (arXiv 2006.13202), section 3.
-    """
-    low = math.log(SIGMA_MIN)
-    return torch.exp(low + F.softplus(log_sigma - low))
-
-
-def check_images(p, x):
-    """ValueError unless p(x|z) is a distribution over the images x (B, C, H, W), one per image.
-
-    Without this a likelihood of another shape would broadcast and be summed wrongly in silence.
-    """
-    shape = p.batch_shape + p.event_shape
-    if shape != x.shape or len(p.event_shape) != 3:
-        raise ValueError(f"p(x|z) has batch {list(p.batch_shape)} and event {list(p.event_shape)}, "
-                         f"but the images are {list(x.shape)}; see torch.distributions.Independent")
-
-
-def is_autoencoder(args):
-    """--beta 0 is a plain autoencoder: z = mu, the loss is the reconstruction, there is no prior.
-    A schedule that passes through 0 is not one."""
-    return args.beta == 0
-
-
-def draw_eps(x, args, generator=None):
-    """Noise of the reparameterisation for images x, (B, latent); zeros for an autoencoder."""
-    shape = (len(x), args.latent)
-    if is_autoencoder(args):
-        return torch.zeros(shape, device=x.device)
-    return torch.randn(shape, device=x.device, generator=generator)
-
-
-def active_units(mu):
-    """Number of units of mu (N, d) whose variance over the data is above 0.01 (arXiv 1509.00519,
-    section 5.3)."""
-    return int((mu.var(0, unbiased=False) > 0.01).sum())
-
-
-def beta_at(epoch, args):
-    """The weight of the KL in epoch 1, 2 ... args.epochs.
-
-    constant: beta. linear: a ramp from 0 in the first epoch to beta in epoch --beta-warmup, by
-    default the last (Bowman et al. 2016, arXiv 1511.06349). cyclical: the ramp four times over,
-    each as long as its cycle by default (Fu et al. 2019, arXiv 1903.10145).
-    """
-    if args.beta_schedule == "constant":
-        return args.beta
-    start = 0                   # the last epoch before this cycle
-    end = args.epochs           # the last epoch of this cycle
-    if args.beta_schedule == "cyclical":
-        for cycle in range(4):
-            start = round(args.epochs * cycle / 4)
-            end = round(args.epochs * (cycle + 1) / 4)
-            if epoch <= end:
-                break
-    warmup = args.beta_warmup or end - start
-    return args.beta * min(1, (epoch - start - 1) / (warmup - 1))
-
-
-class Means:
-    """Means per image of named terms, over the batches of an epoch.
-
-    The sums stay on the device until the end: reading one would wait for it, in every step.
-    """
-
-    def __init__(self):
-        self.sums = {}      # {name: [sum over a batch, ...]}
-        self.steps = {}     # {name: [step of that batch, ...]}
-        self.counts = {}    # {name: images}
-        self.step = 1
-        self.added = set()  # the names that this step has so far
-
-    def add(self, terms, prefix=""):
-        """Terms of a batch, {name: (B,)}; `prefix` is put in front of their names. A name that
-        comes again begins the next step."""
-        for name, values in terms.items():
-            name = prefix + name
-            if name in self.added:
-                self.step += 1
-                self.added = set()
-            self.added.add(name)
-            self.steps.setdefault(name, []).append(self.step)
-            self.sums.setdefault(name, []).append(values.detach().sum())
-            self.counts[name] = self.counts.get(name, 0) + len(values)
-
-    def compute(self, when):
-        """{name: mean}. Ends the program if one is not finite, and says which broke first; `when`
-        is "epoch 3", say."""
-        means = {}
-        culprit = None
-        first_step = math.inf
-        for name, sums in self.sums.items():
-            sums = torch.stack(sums).cpu().double()   # many sums outgrow the 24 bits of a float
-            means[name] = (sums.sum() / self.counts[name]).item()
-            if math.isfinite(means[name]):
-                continue
-            broken = (~sums.isfinite()).nonzero()[0].item()
-            step = self.steps[name][broken]
-            if step <= first_step:   # of one step the last: terms are added after their total
-                culprit = name
-                first_step = step
-        if culprit is not None:
-            # Where a sum is too large and its terms are not, their weight is.
-            remedy = "--beta" if culprit.endswith("objective") else "--lr"
-            fail(f"{culprit} is not finite in step {first_step} of {when}; try a smaller {remedy}",
-                 status=1)
-        return means
-
-
-# -------------------------------------------------------------------------------------- images
-def fixed_images(data, n):
-    """n test images in [0, 1] from the first to the last, and their labels: always the same."""
-    index = torch.linspace(0, len(data.x_test) - 1, n).long()
-    return data.x_test[index] / 255, data.y_test[index]
-
-
-def fixed_z(n, latent, device):
-    """n draws from the prior, (n, latent): always the same."""
-    return torch.randn(n, latent, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def shortened(name):
-    """A name that fits beside images and into a line."""
-    return name if len(name) <= 40 else name[:37] + "..."
-
-
-def drawable(name):
-    """A short name in characters that the fonts have: Chinese, say, comes as "\\u732b"."""
-    shown = ""
-    for c in shortened(name):
-        is_wide = unicodedata.east_asian_width(c) in ("W", "F")
-        shown += ascii(c)[1:-1] if is_wide or not c.isprintable() else c
-    return shown
-
-
-def plain_text(name):
-    """A name for matplotlib, to which a dollar would begin a formula."""
-    return drawable(name).replace("$", r"\$")
-
-
-def row_font(names):
-    """Pillow's font, or matplotlib's where names have letters that are not Latin."""
-    from PIL import ImageFont
-    font = ImageFont.load_default(size=14)
-    if max("".join(names), default="") < "\u0180":
-        return font
-    try:
-        from matplotlib import get_data_path
-        return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
-    except (ImportError, OSError):
-        return font
-
-
-def save_grid(path, images, columns, names=()):
-    """Write images (N, C, H, W) row by row, `columns` to a row, the names of the rows at the left.
-
-    Images smaller than 64 pixels are enlarged by a whole factor, pixel by pixel.
-    """
-    from PIL import Image, ImageDraw, ImageOps
-    from torchvision.utils import make_grid
-    scale = max(1, 64 // images.shape[-1])
-    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid = make_grid(images, nrow=columns, padding=2, pad_value=1).clamp(0, 1)
-    page = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
-    if names:
-        names = [drawable(name) for name in names]
-        font = row_font(names)
-        margin = max(int(font.getlength(name)) for name in names) + 8
-        page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
-        draw = ImageDraw.Draw(page)
-        for row, name in enumerate(names):
-            middle = 2 + (row + 0.5) * (images.shape[2] + 2)
-            draw.text((margin - 4, middle), name, "black", font, anchor="rm")
-    content = io.BytesIO()
-    page.save(content, "PNG")
-    write_whole(path, content.getbuffer())
-
-
-def save_rows(path, rows):
-    """A grid with a named row of images each: {name: (N, C, H, W)}."""
-    images = list(rows.values())
-    save_grid(path, torch.cat(images), len(images[0]), list(rows))
-
-
-def save_curves(path, rows, step, panels, unit):
-    """Columns of the log against `step`, the column "epoch" or "iteration".
-
-    panels: {title: [(label, column, format), ...]}, the format being matplotlib's: "C0--".
-    """
-    if not has_package("matplotlib", "curves and maps"):
-        return
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
-    subplots = figure.subplots(1, len(panels), squeeze=False)[0]
-    steps = [row[step] for row in rows]
-    for axes, (title, lines) in zip(subplots, panels.items(), strict=True):
-        for label, column, style in lines:
-            values = [row[column] for row in rows]
-            axes.plot(steps, values, style, marker="." if len(rows) < 30 else "", label=label)
-        axes.set(title=title, xlabel=step, ylabel=unit)
-        axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getbuffer())
-
-
-def save_latent(path, means, data, args):
-    """A map of the test set's posterior means by class, {model's name: (N, 2)}, a panel each.
-
-    The axes reach to five standard deviations of the prior; an autoencoder's codes have no scale.
-    """
-    if not has_package("matplotlib", "curves and maps"):
-        return
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
-    subplots = figure.subplots(1, len(means), squeeze=False)[0]
-    for axes, (name, mu) in zip(subplots, means.items(), strict=True):
-        mu = mu.cpu()
-        dots = axes.scatter(mu[:, 0], mu[:, 1], s=3, c=data.y_test.cpu(), cmap="tab10")
-        axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
-        if not is_autoencoder(args):
-            axes.set(xlim=(-5, 5), ylim=(-5, 5))
-    if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
-        names = [plain_text(data.classes[label]) for label in data.y_test.unique()]
-        axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
-                    bbox_to_anchor=(1, 0.5))
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getbuffer())

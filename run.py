@@ -1199,6 +1199,9 @@ def load_models(path, device="cpu"):
         models[prefix] = Trained(model, model_name(model), args)
     if "" not in models:
         fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
+    if "source" not in checkpoint and os.path.isdir(args.dataset):
+        tell(f"note: {path} is of the first edition, which split folders without a test part in "
+             "another way: some of today's test images were trained on")
     return checkpoint, module, models
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal
 
-from common import Means, active_units, batches, beta_at, binarize, bounded_sigma, check_images
+from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, check_images
 from common import draw_eps, fixed_z, gaussian_kl, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
@@ -68,10 +68,10 @@ class VAE(nn.Module):
             # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
         if self.args.sigma == "learned":
-            sigma = bounded_sigma(self.log_sigma)           # one number
+            sigma = SIGMA_MIN + torch.exp(self.log_sigma)
         elif self.args.sigma == "pixel":
             h, log_sigma = h.chunk(2, dim=1)                # (B, C, H, W) each
-            sigma = bounded_sigma(log_sigma)
+            sigma = SIGMA_MIN + torch.exp(log_sigma)
         else:
             sigma = float(self.args.sigma)
         return Independent(Normal(torch.sigmoid(h), sigma, validate_args=False), 3)
