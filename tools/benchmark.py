@@ -334,7 +334,10 @@ def time_in_process(loop, args):
 
 def medians(results):
     """[{name: number}, ...] of the rounds -> {name: median}."""
-    return {name: statistics.median(result[name] for result in results) for name in results[0]}
+    found = {}
+    for name in results[0]:
+        found[name] = statistics.median([result[name] for result in results])
+    return found
 
 
 # -------------------------------------------------------------------------------------- output
