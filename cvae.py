@@ -213,7 +213,7 @@ def main(argv=(), **overrides):
 
     models = nn.ModuleDict()
     for name, classes in (("cvae", len(data.classes)), ("vae", 0)):
-        torch.manual_seed(args.seed)    # as vae.py: its run is the twin's (but for dropout, plateau)
+        torch.manual_seed(args.seed)    # the twin's run is vae.py's, but with dropout or plateau
         models[name] = build(data.x_train.shape[1:], classes, args).to(data.x_train.device)
     if args.no_baseline:
         del models["vae"]
