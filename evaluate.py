@@ -57,6 +57,7 @@ from run import (
     guarded,
     load_models,
     number,
+    own_loss_terms,
     parse,
     path_text,
     pick_device,
@@ -259,7 +260,7 @@ def note_other_loss(module, trained, data):
 
     script = script_file(module)
     try:
-        own_recon, own_kl = own_loss_terms(module, trained, x, y, eps)
+        own_recon, own_kl, _ = own_loss_terms(module, trained.model, x, y, eps)
         same_recon, same_kl = is_close(own_recon, recon), is_close(own_kl, kl)
     except (AttributeError, TypeError, ValueError):   # a script may do without that function
         tell(f"note: {script} has no loss_terms as vae.py has; whether test_loss is the negative "
@@ -271,15 +272,6 @@ def note_other_loss(module, trained, data):
     if not same_kl and trained.prior() is None:
         note += "; samples and nll assume z ~ N(0, I), since the model has no method prior()"
     tell(note)
-
-
-def own_loss_terms(module, trained, x, y, eps):
-    """Reconstruction and KL of the script itself, (B,) each."""
-    if hasattr(trained.model, "classes"):
-        recon, kl, _ = module.loss_terms(trained.model, x, y, eps)
-    else:
-        recon, kl, _ = module.loss_terms(trained.model, x, eps)
-    return recon, kl
 
 
 def is_close(a, b):

@@ -547,6 +547,13 @@ def decode(model, z, y):
     return model.decode(z, y) if hasattr(model, "classes") else model.decode(z)
 
 
+def own_loss_terms(module, model, x, y, eps):
+    """What the loss_terms of the model's own script returns, whether it takes labels or not."""
+    if hasattr(model, "classes"):
+        return module.loss_terms(model, x, y, eps)
+    return module.loss_terms(model, x, eps)
+
+
 def model_name(model):
     """CVAE, VAE, CAE or AE, or the name of the class of another model."""
     if not hasattr(model, "encode") or not hasattr(model.args, "beta"):
@@ -709,7 +716,7 @@ class Run:
                 part.load_state_dict(checkpoint[name])
                 if isinstance(part, torch.optim.Optimizer):
                     check_optimizer(part)
-            torch.set_rng_state(checkpoint["rng"]["cpu"])
+            torch.set_rng_state(checkpoint["rng"]["cpu"])   # is it one? steps() sets it for good
         except Exception as error:   # a file that is something else can raise anything
             fail(f"--resume {args.resume} does not fit {args.script}.py and its flags "
                  f"({reason(error)}); use the script that wrote it, or another checkpoint")
