@@ -354,14 +354,15 @@ def save_latent(path, means, data, args):
 
 # ------------------------------------------------------------------------------- reading data
 def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None,
-              skip_broken=False, say=tell):
+              skip_broken=False, background="white", say=tell):
     """Read a data set by name or path, resize it and take subsets.
 
     name: a key of READERS, an image folder or an .npz file; folder: where the named ones lie.
     Where a folder or file has no test part, a tenth of it becomes that (split_off_test); the first
     edition took every tenth of the sorted files, so its runs had another split. What was converted
     or left out is handed to `say`, a line each. Ends the program with one line if the data cannot
-    be used. skip_broken: leave out damaged images of a folder.
+    be used. skip_broken: leave out damaged images of a folder; background: the colour on which its
+    transparent images are put, white or black.
     """
     if not str(name).strip():
         fail("--dataset is empty; give the name of a data set, or a path")
@@ -374,7 +375,7 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
     if name in READERS:
         x_train, y_train, x_test, y_test, classes = READERS[name](name, folder)
     elif os.path.isdir(path):
-        parts = read_folder(path, image_size, skip_broken, notes)
+        parts = read_folder(path, image_size, skip_broken, background, notes)
         x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
     elif os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
         parts = read_npz(path, notes)
@@ -790,7 +791,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
 MAX_PIXELS = 2 ** 22
 
 
-def read_folder(root, size, skip_broken, notes):
+def read_folder(root, size, skip_broken, background, notes):
     """Images in `root` itself or in one folder per class, at any depth; or the same in train/ and
     test/ (or one of TEST_FOLDERS). Grey if all images are grey, else RGB."""
     left_out = {}   # {why: [file, ...]}
@@ -806,7 +807,7 @@ def read_folder(root, size, skip_broken, notes):
     images, labels, is_test = [], [], []
     for i, (file, name) in enumerate(pairs):
         try:
-            image = resize(read_image(file, size), size)
+            image = resize(read_image(file, size, background), size)
         except ValueError as error:
             if not skip_broken:
                 fail(str(error))
@@ -922,9 +923,9 @@ def left_out_line(root, left_out):
     return "files left out: " + ", ".join(reasons)
 
 
-def read_image(file, size=None):
+def read_image(file, size=None, background="white"):
     """An image file -> uint8 (1, C, H, W), one channel if it is grey and three if not; the first
-    frame of a film; transparent images on white. ValueError if it cannot be used."""
+    frame of a film; transparent images on the background. ValueError if it cannot be used."""
     from PIL import Image, ImageOps
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]   # AVIF is not everywhere
@@ -935,7 +936,8 @@ def read_image(file, size=None):
                 pixels = None
                 mode, area = image.mode, image.width * image.height
                 if mode[0] not in "IF" and (size is not None or area <= MAX_PIXELS):
-                    pixels = np.array(on_white(ImageOps.exif_transpose(image)))
+                    upright = ImageOps.exif_transpose(image)
+                    pixels = np.array(without_alpha(upright, background))
         except Image.DecompressionBombError:
             raise ValueError(f"{file} is too large; make it smaller, or remove it") from None
         except Exception as error:   # a damaged file can raise anything
@@ -949,14 +951,15 @@ def read_image(file, size=None):
     return channels_first(pixels[None])
 
 
-def on_white(image):
-    """A Pillow image as L or RGB. What lies under transparent pixels is often noise."""
+def without_alpha(image, background):
+    """A Pillow image as L or RGB. What lies under transparent pixels is often noise, so they show
+    the background."""
     from PIL import Image
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        behind = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(behind, image)
     return image.convert(mode)
 
 

@@ -3,6 +3,7 @@
     python demo.py
     bash demo.sh     # the same, with all the set-up it needs
 """
+import ctrl_c  # without a traceback, even during these imports
 import contextlib
 import io
 import sys

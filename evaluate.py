@@ -24,6 +24,7 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
 
 Distances and classes are those of the images as stored, even if the model saw them binarised.
 """
+import ctrl_c  # without a traceback, even during these imports
 import argparse
 import csv
 import io
@@ -32,6 +33,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.distributions import Categorical, Distribution
@@ -54,6 +56,7 @@ from run import (
     RETIRED,
     Parser,
     data_card,
+    data_options,
     guarded,
     load_models,
     number,
@@ -154,9 +157,8 @@ def load_data_of_run(checkpoint, args):
     if args.data is None:
         args.data = run_args["data"]
     dataset = args.dataset or run_args["dataset"]
-    data = load_data(dataset, args.data, pick_device(args.device),
-                     run_args["image_size"], test_size=run_args["test_size"],
-                     skip_broken=run_args.get("skip_broken", False))
+    options = data_options(SimpleNamespace(**run_args)) | {"train_size": None}
+    data = load_data(dataset, args.data, pick_device(args.device), **options)
     if list(data.x_test.shape[1:]) != card["shape"] or data.classes != card["classes"]:
         fail(f"--dataset {dataset} no longer matches the checkpoint's shape and classes; restore "
              "the data, or name their new place with --dataset")

@@ -7,6 +7,7 @@ Goodfellow et al. 2014 (arXiv 1406.2661); Mao et al. 2017 (arXiv 1611.04076); Gu
     python gan.py --conditional                       # one class per row
     python gan.py --dataset digits --iterations 500   # no download
 """
+import ctrl_c  # without a traceback, even during these imports
 import copy
 import json
 import sys
@@ -24,6 +25,7 @@ from run import (
     add_data_flags,
     add_run_flags,
     check_size,
+    data_options,
     guarded,
     load_run_data,
     number,
@@ -326,8 +328,8 @@ def make_meters(args, data):
     if not args.eval_every or not has_package("torchmetrics", "the Frechet distance"):
         return None, None
     if args.train_size is not None:   # floor and classifier: of all training images, as evaluate.py
-        data = load_data(args.dataset, args.data, data.x_train.device, args.image_size,
-                         test_size=args.test_size, skip_broken=args.skip_broken,
+        options = data_options(args) | {"train_size": None}
+        data = load_data(args.dataset, args.data, data.x_train.device, **options,
                          say=say_nothing)   # said when it was read first
     meter = FIDMeter(data, args.fid_features, args.data, quiet=args.quiet)
     if not can_train_classifier(data):
@@ -462,7 +464,7 @@ def flags():
     group.add_argument("--norm", choices=("none", "batch"), default="none",
                        help="normalisation in the discriminator")
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.999, metavar="DECAY",
-                       help="of the running average that draws all images; 0: none")
+                       help="of the averaged weights that draw; 0: none")
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(DISCRIMINATOR_LOSS), default="gan",
                        help="original, least squares, Wasserstein with penalty")
@@ -481,7 +483,7 @@ def flags():
     group = parser.add_argument_group("evaluation")
     group.add_argument("--eval-every", type=number(int, 0), default=1000, metavar="N",
                        help="iterations between rows of the log; 0: once, without FID")
-    group.add_argument("--fid-features", type=path_text, default="classifier", metavar="NAME|FILE",
+    group.add_argument("--fid-features", type=path_text, default="classifier", metavar="NAME",
                        help="classifier, inception, or a file of its weights")
     add_run_flags(parser)
     return parser

@@ -8,6 +8,7 @@
 
 Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
 """
+import ctrl_c  # without a traceback, even during these imports
 import contextlib
 import functools
 import importlib
@@ -41,6 +42,7 @@ from common import (
 from run import (
     Parser,
     data_card,
+    data_options,
     guarded,
     load_models,
     number,
@@ -92,8 +94,7 @@ class Source:
     def data(self):
         """The data of the run, as the model saw them."""
         args = self.model.args
-        data = load_data(self.dataset, self.data_folder, self.device, args.image_size,
-                         args.train_size, args.test_size, getattr(args, "skip_broken", False))
+        data = load_data(self.dataset, self.data_folder, self.device, **data_options(args))
         shape = list(data.x_test.shape[1:])
         if shape != self.card["shape"] or data.classes != self.card["classes"]:
             fail(f"--dataset {self.dataset} no longer matches the checkpoint's shape and classes; "

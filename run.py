@@ -246,6 +246,8 @@ def add_data_flags(parser):
     group.add_argument("--image-size", type=number(int, 1), metavar="N",
                        help="crop to a square and resize to NxN")
     group.add_argument("--skip-broken", action="store_true", help="leave out damaged image files")
+    group.add_argument("--background", choices=("white", "black"), default="white",
+                       metavar="COLOUR", help="black or white, behind transparency")
     return group
 
 
@@ -399,13 +401,24 @@ def say_nothing(message):
     """What --quiet makes of a line."""
 
 
+def data_options(args):
+    """The flags of a run that load_data takes by name. The first edition did not have them all."""
+    return {
+        "image_size": args.image_size,
+        "train_size": args.train_size,
+        "test_size": args.test_size,
+        "skip_broken": getattr(args, "skip_broken", False),
+        "background": getattr(args, "background", "white"),
+    }
+
+
 def load_run_data(args, needs_labels=False):
     """The data set that the flags name, on the device that they name."""
     device = pick_device(args.device)
     if args.compile and device.type == "cpu":
         check_compiler()
-    data = load_data(args.dataset, args.data, device, args.image_size, args.train_size,
-                     args.test_size, args.skip_broken, say=say_nothing if args.quiet else tell)
+    data = load_data(args.dataset, args.data, device, **data_options(args),
+                     say=say_nothing if args.quiet else tell)
     if needs_labels and len(data.classes) < 2:
         fail(f"--dataset {args.dataset} has no labels; use vae.py, which needs none")
     return data

@@ -5,6 +5,7 @@ Kingma & Welling 2014, Auto-Encoding Variational Bayes (arXiv 1312.6114); beta: 
     python vae.py                                           # MNIST: 101.0 nats in a minute
     python vae.py --dataset digits --beta 0 --epochs 100    # an autoencoder, no download
 """
+import ctrl_c  # without a traceback, even during these imports
 import math
 import sys
 

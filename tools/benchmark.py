@@ -9,6 +9,7 @@ do not.
     python -m tools.benchmark --model conv   # vae.py --arch conv
     python -m tools.benchmark --model gan    # gan.py --loss wgan-gp
 """
+import ctrl_c  # without a traceback, even during these imports
 import argparse
 import copy
 import json

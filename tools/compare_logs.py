@@ -6,6 +6,7 @@
 Every column of log.csv but `seconds` counts. One line per run says whether the logs are equal, or
 where they first differ; the exit status is 1 if any differ.
 """
+import ctrl_c  # without a traceback, even during these imports
 import csv
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 The weights of the script's own model in half precision, without its twin, optimisers, log or random
 states: to be drawn and measured, not to be continued.
 """
+import ctrl_c  # without a traceback, even during these imports
 import io
 import sys
 

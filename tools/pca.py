@@ -3,6 +3,7 @@ results/runs/pca-cifar10.
 
     python -m tools.pca data/cifar10.npz
 """
+import ctrl_c  # without a traceback, even during these imports
 import sys
 import time
 from pathlib import Path

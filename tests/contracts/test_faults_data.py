@@ -191,8 +191,10 @@ def test_the_first_frame_of_a_film(tmp_path, ending):
     assert x[0] > 240 and x[2] < 15
 
 
+@pytest.mark.parametrize("background, level", [("white", 255), ("black", 0)])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
-def test_what_is_transparent_is_white_and_what_is_not_stays(tmp_path, mode):
+def test_what_is_transparent_shows_the_background_and_what_is_not_stays(tmp_path, mode, background,
+                                                                        level):
     """Left half transparent, with noise under it; the right half keeps its grey, exactly."""
     noise = Image.fromarray(GREY[1] // 2)
     grey = Image.new("L", (8, 8), 77)
@@ -206,9 +208,11 @@ def test_what_is_transparent_is_white_and_what_is_not_stays(tmp_path, mode):
         image = Image.composite(grey, Image.new("L", (8, 8), 200), alpha).convert(mode)
         key = (200, 200, 200) if mode == "RGB" else image.getpixel((0, 0))
         image.save(tmp_path / "0.png", transparency=key)
-    x = read_image(tmp_path / "0.png")
+    image.save(tmp_path / "1.png", **image.info)
+    data = load_data(str(tmp_path), background=background)
+    x = data.x_train
     assert x.shape[1] == (1 if mode in ("L", "LA") else 3)
-    assert (x[..., :4] == 255).all() and (x[..., 4:] == 77).all()
+    assert (x[..., :4] == level).all() and (x[..., 4:] == 77).all()
 
 
 # ------------------------------------------------------------------- damaged and hostile files

@@ -5,6 +5,8 @@ import json
 import math
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -496,3 +498,28 @@ def test_no_check_is_an_assert_and_every_text_is_utf8(name):
         if called in ("open", "read_text", "write_text") and not of_image:
             keywords = [keyword.arg for keyword in node.keywords]
             assert "encoding" in keywords or "b" in ast.unparse(node.args[-1]), node.lineno
+
+
+# ------------------------------------------------------------------- Ctrl-C during the imports
+
+INTERRUPTED = """
+import runpy, sys
+
+class Interrupt:
+    def find_spec(self, name, *others):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", ["vae", "cvae", "gan", "generate", "evaluate", "demo",
+                                    "tools/benchmark", "tools/pack", "tools/pca"])
+def test_ctrl_c_while_torch_is_imported(script):
+    command = [sys.executable, "-c", INTERRUPTED, f"{script}.py"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert result.stderr == "stopped before the first step\n"
