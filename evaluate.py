@@ -55,6 +55,7 @@ from common import (
 from run import (
     RETIRED,
     Parser,
+    check_split,
     data_card,
     data_options,
     guarded,
@@ -157,6 +158,7 @@ def load_data_of_run(checkpoint, args):
     if args.data is None:
         args.data = run_args["data"]
     dataset = args.dataset or run_args["dataset"]
+    check_split(checkpoint, dataset)
     options = data_options(SimpleNamespace(**run_args)) | {"train_size": None}
     data = load_data(dataset, args.data, pick_device(args.device), **options)
     if list(data.x_test.shape[1:]) != card["shape"] or data.classes != card["classes"]:

@@ -41,6 +41,7 @@ from common import (
 )
 from run import (
     Parser,
+    check_split,
     data_card,
     data_options,
     guarded,
@@ -68,9 +69,9 @@ class Source:
 
     def __init__(self, args):
         self.device = pick_device(args.device)
-        checkpoint, self.module, self.models = load_models(args.run, self.device)
-        self.script = f"{checkpoint['script']}.py"
-        self.card = checkpoint["data"]               # name, shape and classes of the data
+        self.checkpoint, self.module, self.models = load_models(args.run, self.device)
+        self.script = f"{self.checkpoint['script']}.py"
+        self.card = self.checkpoint["data"]          # name, shape and classes of the data
         self.names = self.card["classes"]            # of the classes
         self.model = self.models[""]
         self.latent = self.model.args.latent
@@ -94,6 +95,7 @@ class Source:
     def data(self):
         """The data of the run, as the model saw them."""
         args = self.model.args
+        check_split(self.checkpoint, self.dataset)
         data = load_data(self.dataset, self.data_folder, self.device, **data_options(args))
         shape = list(data.x_test.shape[1:])
         if shape != self.card["shape"] or data.classes != self.card["classes"]:

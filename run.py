@@ -34,6 +34,7 @@ from common import (
     SIGMA_MIN,
     batches,
     fail,
+    find_parts,
     fixed_images,
     has_package,
     is_autoencoder,
@@ -410,6 +411,17 @@ def data_options(args):
         "skip_broken": getattr(args, "skip_broken", False),
         "background": getattr(args, "background", "white"),
     }
+
+
+def check_split(checkpoint, dataset):
+    """Refuse a folder that the first edition split in another way: some of what are test images
+    now were trained on. (Its checkpoints have no hash of the script.)"""
+    if "source" in checkpoint or not os.path.isdir(dataset):
+        return
+    _, test = find_parts(Path(dataset), {})
+    if test is None:
+        fail(f"this run is of the first edition, which split {dataset} into training and test "
+             "images in another way; train it again, or sort the images into train/ and test/")
 
 
 def load_run_data(args, needs_labels=False):
@@ -1219,9 +1231,6 @@ def load_models(path, device="cpu"):
         models[prefix] = Trained(model, model_name(model), args)
     if "" not in models:
         fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
-    if "source" not in checkpoint and os.path.isdir(args.dataset):
-        tell(f"note: {path} is of the first edition, which split folders without a test part in "
-             "another way: some of today's test images were trained on")
     return checkpoint, module, models
 
 

@@ -523,3 +523,19 @@ def test_ctrl_c_while_torch_is_imported(script):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode != 0
     assert result.stderr == "stopped before the first step\n"
+
+
+def test_a_folder_that_the_first_edition_split_otherwise_is_refused(tmp_path, capsys):
+    """Its tenth of the files was another one: test images of now were trained on."""
+    for split, n in (("photos", 12), ("sorted/train", 12), ("sorted/test", 4)):
+        folder = tmp_path / split
+        folder.mkdir(parents=True)
+        for i in range(n):
+            Image.new("L", (8, 8), 20 * i).save(folder / f"{i:02d}.png")
+    photos, in_parts = str(tmp_path / "photos"), str(tmp_path / "sorted")
+    first_edition, second_edition = {}, {"source": "the hash of a script"}
+    run.check_split(second_edition, photos)
+    run.check_split(first_edition, in_parts)
+    with pytest.raises(SystemExit):
+        run.check_split(first_edition, photos)
+    assert "train it again" in capsys.readouterr().err
