@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import sys
+import textwrap
 import unicodedata
 import warnings
 from pathlib import Path
@@ -35,9 +36,37 @@ def tell(message, stream=None):
         encoding = getattr(stream, "encoding", None) or "utf-8"
         message = printable(message)
         message = message.encode(encoding, "backslashreplace").decode(encoding)
-        print(message, file=stream, flush=True)
+        if "tqdm" in sys.modules:   # a bar may be on the screen: above it
+            sys.modules["tqdm"].tqdm.write(message, file=stream)
+        else:
+            print(message, file=stream)
+        stream.flush()
     except (OSError, ValueError, AttributeError):   # closed, before Python started or since
         silence(stream)
+
+
+# What a bar shows of its speed and the time left; the bar itself has what is left of the line.
+BAR = "{desc} {remaining} {rate_fmt} |{bar}|"
+
+
+def watched(steps, total, message, quiet=False):
+    """Iterate over steps that take a while: a line says what is being done and, on a terminal, a
+    bar how far it is. total: the number of steps."""
+    if quiet:
+        return steps
+    tell(message)
+    if not on_terminal() or not has_package("tqdm", "a progress bar"):
+        return steps
+    from tqdm import tqdm
+    return tqdm(steps, "", total, leave=False, dynamic_ncols=True, bar_format=BAR)
+
+
+def on_terminal():
+    """Whether a bar can be shown."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):   # closed, before Python started or since
+        return False
 
 
 def silence(stream):
@@ -242,30 +271,51 @@ def fixed_z(n, latent, device):
     return torch.randn(n, latent, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def straight(a, b, steps):
+    """(d,), (d,) -> (steps, d) on the line from a to b."""
+    return torch.lerp(a, b, torch.linspace(0, 1, steps)[:, None])
+
+
+def spherical(a, b, steps):
+    """(d,), (d,) -> (steps, d) on the great circle from a to b, the length in proportion.
+
+    Between two draws from N(0, I) it keeps a length that such draws have, which a straight line
+    does not (White 2016, arXiv 1609.04468).
+    """
+    t = torch.linspace(0, 1, steps)[:, None]
+    cosine = a @ b / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if not angle.sin() >= 1e-4:   # one direction, opposite ones or, of 0, none (nan): no circle
+        return straight(a, b, steps)
+    direction = torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm()
+    length = torch.lerp(a.norm(), b.norm(), t)
+    return direction / angle.sin() * length
+
+
 def shortened(name):
     """A name that fits beside images and into a line."""
     return name if len(name) <= 40 else name[:37] + "..."
 
 
-def drawable(name):
-    """A short name in characters that the fonts have: Chinese, say, comes as "\\u732b"."""
+def drawable(text):
+    """A text in characters that the fonts have: Chinese, say, comes as "\\u732b"."""
     shown = ""
-    for c in shortened(name):
+    for c in text:
         is_wide = unicodedata.east_asian_width(c) in ("W", "F")
         shown += ascii(c)[1:-1] if is_wide or not c.isprintable() else c
     return shown
 
 
 def plain_text(name):
-    """A name for matplotlib, to which a dollar would begin a formula."""
-    return drawable(name).replace("$", r"\$")
+    """A short name for matplotlib, to which a dollar would begin a formula."""
+    return drawable(shortened(name)).replace("$", r"\$")
 
 
-def row_font(names):
-    """Pillow's font, or matplotlib's where names have letters that are not Latin."""
+def grid_font(texts):
+    """Pillow's font, or matplotlib's where texts have letters that are not Latin."""
     from PIL import ImageFont
     font = ImageFont.load_default(size=14)
-    if max("".join(names), default="") < "\u0180":
+    if max("".join(texts), default="") < "\u0180":
         return font
     try:
         from matplotlib import get_data_path
@@ -274,29 +324,72 @@ def row_font(names):
         return font
 
 
-def save_grid(path, images, columns, names=()):
-    """Write images (N, C, H, W) row by row, `columns` to a row, the names of the rows at the left.
+def save_grid(path, images, columns, names=(), heads=(), title=""):
+    """Write images (N, C, H, W) row by row, `columns` to a row.
 
-    Images smaller than 64 pixels are enlarged by a whole factor, pixel by pixel.
+    names: of the rows, at the left; heads: above the columns; the title above all. Images smaller
+    than 64 pixels are enlarged by a whole factor, pixel by pixel.
     """
-    from PIL import Image, ImageDraw, ImageOps
+    from PIL import Image
     from torchvision.utils import make_grid
     scale = max(1, 64 // images.shape[-1])
     images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=1).clamp(0, 1)
     page = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
+    names = [drawable(shortened(name)) for name in names]
+    heads = [drawable(shortened(head)) for head in heads]
+    title = drawable(title)
+
+    font = grid_font([*names, *heads, title])
+    if heads:
+        page = add_heads(page, heads, images.shape[3] + 2, font)
     if names:
-        names = [drawable(name) for name in names]
-        font = row_font(names)
-        margin = max(int(font.getlength(name)) for name in names) + 8
-        page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
-        draw = ImageDraw.Draw(page)
-        for row, name in enumerate(names):
-            middle = 2 + (row + 0.5) * (images.shape[2] + 2)
-            draw.text((margin - 4, middle), name, "black", font, anchor="rm")
+        page = add_names(page, names, images.shape[2] + 2, font)
+    if title:
+        page = add_title(page, title, font)
     content = io.BytesIO()
     page.save(content, "PNG")
     write_whole(path, content.getbuffer())
+
+
+LINE = 18   # pixels from a line of text in a grid to the next
+
+
+def add_heads(page, heads, width, font):
+    """A Pillow image with texts above its columns, which are `width` pixels wide."""
+    from PIL import ImageDraw, ImageOps
+    page = ImageOps.expand(page, (0, LINE, 0, 0), "white")
+    draw = ImageDraw.Draw(page)
+    for column, head in enumerate(heads):
+        middle = 1 + (column + 0.5) * width
+        draw.text((middle, LINE / 2 + 1), head, "black", font, anchor="mm")
+    return page
+
+
+def add_names(page, names, height, font):
+    """A Pillow image with names at the left of its last rows, which are `height` pixels high."""
+    from PIL import ImageDraw, ImageOps
+    margin = max(int(font.getlength(name)) for name in names) + 8
+    page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
+    draw = ImageDraw.Draw(page)
+    top = page.height - len(names) * height
+    for row, name in enumerate(names):
+        middle = top + (row + 0.5) * height
+        draw.text((margin - 4, middle), name, "black", font, anchor="rm")
+    return page
+
+
+def add_title(page, title, font):
+    """A Pillow image below a title, in as many lines as it takes."""
+    from PIL import ImageDraw, ImageOps
+    lines = textwrap.wrap(title, max(20, page.width // 7))   # most letters are narrower
+    width = max(int(font.getlength(line)) for line in lines) + 8
+    missing = max(0, width - page.width)                     # beside a few small images
+    page = ImageOps.expand(page, (0, LINE * len(lines) + 4, missing, 0), "white")
+    draw = ImageDraw.Draw(page)
+    for row, line in enumerate(lines):
+        draw.text((4, 2 + (row + 0.5) * LINE), line, "black", font, anchor="lm")
+    return page
 
 
 def save_rows(path, rows):
@@ -305,26 +398,71 @@ def save_rows(path, rows):
     save_grid(path, torch.cat(images), len(images[0]), list(rows))
 
 
-def save_curves(path, rows, step, panels, unit):
+def save_curves(path, rows, step, panels, unit, scale="linear"):
     """Columns of the log against `step`, the column "epoch" or "iteration".
 
-    panels: {title: [(label, column, format), ...]}, the format being matplotlib's: "C0--".
+    panels: {title: [(label, column, format), ...]}, the format being matplotlib's: "C0--" of what
+    is measured in training, "C0-" of what is measured on the test set. scale: of the y axis,
+    "linear", where the second half of training sets it, or "log". Where beta changes, it is shown.
     """
     if not has_package("matplotlib", "curves and maps"):
         return
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(1 + 4 * len(panels), 3.8), layout="constrained")
     subplots = figure.subplots(1, len(panels), squeeze=False)[0]
     steps = [row[step] for row in rows]
     for axes, (title, lines) in zip(subplots, panels.items(), strict=True):
+        axes.set(xlabel=step, ylabel=unit, yscale=scale)
+        axes.set_title(title, fontsize="medium")
+        axes.locator_params(axis="x", integer=True)
+        shade_beta(axes, rows, steps)
+        shown = []
         for label, column, style in lines:
             values = [row[column] for row in rows]
             axes.plot(steps, values, style, marker="." if len(rows) < 30 else "", label=label)
-        axes.set(title=title, xlabel=step, ylabel=unit)
-        axes.legend()
+            shown.append(values)
+        if scale == "linear":
+            show_second_half(axes, shown)
+        else:
+            axes.yaxis.set_major_formatter("{x:g}")   # 10, not a power of ten
+            axes.yaxis.set_minor_formatter("{x:g}")
+        axes.legend(fontsize="small")
+    figure.supxlabel("dashed: training, solid: test", fontsize="small")
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
+
+
+def shade_beta(axes, rows, steps):
+    """A grey area as high as beta, where the weight of the KL changes: its jumps explain others."""
+    betas = [row.get("beta") for row in rows]
+    if len(set(betas)) < 2:
+        return
+    top = max(betas)
+    heights = [beta / top for beta in betas]   # as a share of the height of the panel
+    axes.fill_between(steps, heights, transform=axes.get_xaxis_transform(), color="0.85",
+                      label=f"beta, from 0 to {top:g}")
+
+
+def show_second_half(axes, lines):
+    """Let the second half of training set the y axis; the title says if there is more.
+
+    lines: the values of each, None where one is missing. The first epoch, which may be hundreds of
+    nats higher, would leave the last nats no room.
+    """
+    every, late = [], []
+    for line in lines:
+        every += [value for value in line if value is not None]
+        late += [value for value in line[len(line) // 2:] if value is not None]
+    if not late or min(late) == max(late):
+        return
+    room = max(late) - min(late)   # above and below as much as the second half takes
+    low = max(min(every), min(late) - room)
+    high = min(max(every), max(late) + room)
+    axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
+    if min(every) < low or max(every) > high:
+        note = f"(axis cut off: values run from {min(every):.4g} to {max(every):.4g})"
+        axes.set_title(f"{axes.get_title()}\n{note}", fontsize="medium")
 
 
 def save_latent(path, means, data, args):
@@ -337,19 +475,51 @@ def save_latent(path, means, data, args):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5 * len(means) + 1.5, 5), layout="constrained")
     subplots = figure.subplots(1, len(means), squeeze=False)[0]
+    y = data.y_test.cpu()
     for axes, (name, mu) in zip(subplots, means.items(), strict=True):
         mu = mu.cpu()
-        dots = axes.scatter(mu[:, 0], mu[:, 1], s=3, c=data.y_test.cpu(), cmap="tab10")
+        dots = scatter_by_class(axes, mu, y, data.classes)
         axes.set(title=f"{name}, test set", xlabel="$z_1$", ylabel="$z_2$")
         if not is_autoencoder(args):
             axes.set(xlim=(-5, 5), ylim=(-5, 5))
-    if 0 < len(data.classes) <= 10:   # more classes than colours: no key would help
-        names = [plain_text(data.classes[label]) for label in data.y_test.unique()]
-        axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
-                    bbox_to_anchor=(1, 0.5))
+    add_key(axes, dots, y, data.classes)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
+
+
+def scatter_by_class(axes, points, y, classes):
+    """Points (N, 2) in the colours of their labels y (N,), the names of the classes in the middle
+    of theirs. Returns the dots, for add_key."""
+    from matplotlib.patheffects import withStroke
+    colors = "tab10" if len(classes) <= 10 else "tab20"
+    dots = axes.scatter(points[:, 0], points[:, 1], s=10, c=y, cmap=colors, alpha=0.5,
+                        linewidths=0)
+    if not has_key(classes):
+        return dots
+    labels = y.unique()
+    centres = torch.stack([points[y == label].median(0).values for label in labels])
+    if centres.var(0).sum() < 0.1 * points.var(0).sum():   # no clusters, as in a CVAE
+        return dots
+    for label, centre in zip(labels, centres.tolist(), strict=True):
+        name = plain_text(classes[label])
+        outline = withStroke(linewidth=3, foreground="white")
+        axes.text(*centre, name, ha="center", va="center", fontsize="small", clip_on=True,
+                  path_effects=[outline])
+    return dots
+
+
+def has_key(classes):
+    """Whether names help: with more classes than colours they would not."""
+    return 1 < len(classes) <= 20
+
+
+def add_key(axes, dots, y, classes):
+    """The names of the classes and their colours, at the right of the axes."""
+    if has_key(classes):
+        names = [plain_text(classes[label]) for label in y.unique()]
+        axes.legend(dots.legend_elements(num=None, alpha=1)[0], names, loc="center left",
+                    bbox_to_anchor=(1, 0.5))
 
 
 # ------------------------------------------------------------------------------- reading data
@@ -373,7 +543,10 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
     notes = []   # said at the end: a refusal is one line
 
     if name in READERS:
-        x_train, y_train, x_test, y_test, classes = READERS[name](name, folder)
+        try:
+            x_train, y_train, x_test, y_test, classes = READERS[name](name, folder)
+        except NotAvailable as error:
+            fail(str(error))
     elif os.path.isdir(path):
         parts = read_folder(path, image_size, skip_broken, background, notes)
         x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
@@ -451,9 +624,13 @@ def read_svhn(name, folder):
             torch.tensor(test.data), torch.tensor(test.labels), classes)
 
 
+class NotAvailable(Exception):
+    """A named data set is not complete on disk, and cannot be downloaded."""
+
+
 def open_torchvision(name, folder, train_flags, test_flags):
     """Training and test part of a torchvision data set, downloaded if `folder` lacks it; gives up
-    after 10 s of silence."""
+    after 10 s of silence. Raises NotAvailable."""
     from torchvision import datasets
     dataset = getattr(datasets, name)
     timeout = socket.getdefaulttimeout()
@@ -466,10 +643,12 @@ def open_torchvision(name, folder, train_flags, test_flags):
         place, files = files_of(name, dataset, folder)
         for file in sorted(place.glob("*-ubyte")):
             if not is_whole_idx(file):   # torchvision would not unpack a good .gz over it
-                fail(f"--dataset {name}: {file} is damaged; delete the broken file, and put "
-                     f"{', '.join(files)} into {place} if it is not there")
-        fail(f"--dataset {name} is not complete in {place} and could not be downloaded ({error}); "
-             f"put {', '.join(files)} there, or use --dataset digits")
+                raise NotAvailable(
+                    f"--dataset {name}: {file} is damaged; delete the broken file, and put "
+                    f"{', '.join(files)} into {place} if it is not there") from None
+        raise NotAvailable(
+            f"--dataset {name} is not complete in {place} and could not be downloaded ({error}); "
+            f"put {', '.join(files)} there, or use --dataset digits") from None
     finally:
         socket.setdefaulttimeout(timeout)
     return train, test
@@ -484,6 +663,18 @@ def files_of(name, dataset, folder):
     if hasattr(dataset, "filename"):   # CIFAR is one file
         return Path(folder), [dataset.filename]
     return Path(folder, name, "raw"), [file for file, _ in dataset.resources]
+
+
+def is_at_hand(name, folder):
+    """Whether a data set, by name or path, can be read without a download."""
+    if name == "digits" or name not in READERS:
+        return name == "digits" or os.path.exists(os.path.expanduser(name))
+    from torchvision import datasets
+    place, files = files_of(name, getattr(datasets, name), os.path.expanduser(folder))
+    for file in files:   # as it was downloaded, or unpacked
+        if not (place / file).exists() and not (place / file).with_suffix("").exists():
+            return False
+    return True
 
 
 def is_whole_idx(file):

@@ -17,8 +17,9 @@ from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, c
 from common import draw_eps, fixed_z, gaussian_kl, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
-from run import compiled, guarded, load_run_data, make_scheduler, parse, save_latent_map
-from run import save_loss_curves, save_reconstructions, set_defaults, warn_of_collapse
+from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
+from run import save_latent_map, save_loss_curves, save_reconstructions, set_defaults
+from run import warn_of_collapse
 
 PREFIX = {"cvae": "", "vae": "vae_"}   # of a model's columns in the log
 
@@ -144,7 +145,7 @@ def train_epoch(models, optimizer, scheduler, data, epoch, args):
     beta = beta_at(epoch, args)
     means = Means()
     models.train()
-    for x, y in batches(data.x_train, data.y_train, args.batch_size, shuffle=True):
+    for x, y in progress(batches(data.x_train, data.y_train, args.batch_size, shuffle=True)):
         if args.binarize == "dynamic":
             x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)

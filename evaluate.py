@@ -49,7 +49,10 @@ from common import (
     has_package,
     load_data,
     printable,
+    shortened,
+    show_second_half,
     tell,
+    watched,
     write_whole,
 )
 from run import (
@@ -135,6 +138,9 @@ def measure(checkpoint, module, models, args):
 
     for prefix, trained in models.items():
         row = {}
+        quick = [group for group in wanted if group != "nll"]
+        if quick:
+            tell(f"measuring {', '.join(quick)} of the {trained.name}")
         if "elbo" in wanted:
             row |= elbo(module, trained, seen, checkpoint["epoch"])
         if "mse" in wanted:
@@ -410,7 +416,10 @@ def likelihoods(trained, data, args):
     samples = args.nll_samples
     kind = likelihood_name(trained, data)
     nll = []
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
+    steps = math.ceil(len(data.x_test) / 100)
+    parts = batches(data.x_test, data.y_test, 100, shuffle=False)
+    message = f"{trained.name}: nll, {samples} importance samples for each test image"
+    for x, y in watched(parts, steps, message):
         nll.append(metrics.nll_is(trained, x, y, samples, noise))
     nll = torch.cat(nll).mean().item()
     if trained.classes == 0:
@@ -451,20 +460,30 @@ def compare(runs, out):
             fail(f"{run} has no {', '.join(columns)} in its log; compare runs of vae.py or cvae.py")
 
     differ = flags_that_differ(all_flags)
-    names = []   # of the runs in the figure
-    tell(" | ".join(["run", *differ, "epochs done", *columns, "seconds"]))
+    lines = [["run", *differ, "epochs done", *columns, "seconds"]]
     for run, run_flags, log in zip(runs, all_flags, logs, strict=True):
         last = log[-1]
         values = [run_flags.get(flag, "-") for flag in differ]
         numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
         seconds = sum(row["seconds"] for row in log)
-        cells = [Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"]
-        tell(" | ".join(cells))
-        pairs = [f"{flag} {value}" for flag, value in zip(differ, values, strict=True)]
-        name = ", ".join(pairs) or Path(run).name
-        names.append(printable(name).replace("$", r"\$"))   # it would begin a formula
+        lines.append([Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"])
+    print_aligned(lines, 1 + len(differ))
     if has_package("matplotlib", "compare.png"):
-        save_comparison(Path(out, "compare.png"), names, logs)
+        usual = usual_values(all_flags, differ)
+        names = names_in_figure(runs, all_flags, differ, usual)
+        save_comparison(Path(out, "compare.png"), names, usual, logs)
+
+
+def print_aligned(lines, n_texts):
+    """Print lines of as many cells each in columns: the first n_texts to the left, and numbers."""
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(len(cell) for cell in column))
+    for line in lines:
+        cells = []
+        for i, cell in enumerate(line):
+            cells.append(cell.ljust(widths[i]) if i < n_texts else cell.rjust(widths[i]))
+        tell(" | ".join(cells))
 
 
 def read_flags(run):
@@ -479,6 +498,10 @@ def read_flags(run):
         if line.startswith("--") and not RETIRED.match(line):
             name, equals, value = line.removeprefix("--").partition("=")
             found[name] = value if equals else "on"
+    # What the first edition did when there was no such flag.
+    found.setdefault("background", "white")
+    if found.get("arch", "mlp") == "mlp":
+        found.setdefault("layers", "1")
     return found
 
 
@@ -517,35 +540,87 @@ def flags_that_differ(all_flags):
     differ = []
     for name in sorted(names):
         values = {run_flags.get(name) for run_flags in all_flags}
-        if len(values) > 1 and name not in ("data", "save-every"):
+        if len(values) > 1 and name not in ("data", "save-every", "tensorboard"):
             differ.append(name)
     return differ
 
 
-def save_comparison(path, names, logs):
-    """Test losses by epoch, and rate against distortion after the last, a colour for each run."""
+def usual_values(all_flags, differ):
+    """{flag: value} of the flags that have one value in more than half of the runs."""
+    usual = {}
+    for flag in differ:
+        values = [run_flags.get(flag, "-") for run_flags in all_flags]
+        for value in values:
+            if values.count(value) > len(values) / 2:
+                usual[flag] = value
+    return usual
+
+
+def names_in_figure(runs, all_flags, differ, usual):
+    """For each run the flags in which it is not as most runs; its folder, where it is."""
+    names = []
+    for run, run_flags in zip(runs, all_flags, strict=True):
+        parts = []
+        for flag in differ:
+            value = run_flags.get(flag, "-")
+            if value != usual.get(flag):
+                parts.append(flag_in_words(flag, value))
+        names.append(", ".join(parts) or Path(run).name)
+    return names
+
+
+def flag_in_words(flag, value):
+    """beta 2.0; amp, or no amp."""
+    if value == "on":
+        return flag
+    return f"no {flag}" if value == "-" else f"{flag} {value}"
+
+
+def save_comparison(path, names, usual, logs):
+    """Test losses by epoch, and rate against distortion after the last, a colour for each run.
+
+    usual: the flags that most runs have, for the title of the key.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 4)
     colors = colormaps["tab10" if len(logs) <= 10 else "tab20"].colors
-    for axes, term in zip(panels[:3], ("test_loss", "test_recon", "test_kl"), strict=True):
+    titles = {"test_loss": "test loss = reconstruction + KL", "test_recon": "reconstruction, test",
+              "test_kl": "KL divergence, test"}
+    for axes, (column, title) in zip(panels[:3], titles.items(), strict=True):
         axes.set_prop_cycle(color=colors)
-        for name, log in zip(names, logs, strict=True):
-            epochs, values = [row["epoch"] for row in log], [row[term] for row in log]
-            axes.plot(epochs, values, label=name)
-        axes.set(title=term, xlabel="epoch", ylabel="nats per image")
+        axes.set(xlabel="epoch", ylabel="nats per image")
+        axes.set_title(title, fontsize="medium")
+        axes.locator_params(axis="x", integer=True)
+        lines = []
+        for log in logs:
+            values = [row[column] for row in log]
+            axes.plot([row["epoch"] for row in log], values)
+            lines.append(values)
+        show_second_half(axes, lines)
     axes = panels[3]
     axes.set_prop_cycle(color=colors)
     for name, log in zip(names, logs, strict=True):
         rate = log[-1]["test_kl"] or 0   # an autoencoder has none
-        axes.plot([rate], [log[-1]["test_recon"]], "o", label=name)
-    axes.set(title="rate and distortion, last epoch", xlabel="test_kl", ylabel="test_recon")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        axes.plot([rate], [log[-1]["test_recon"]], "o", label=in_figure(name))
+    axes.set(xlabel="KL divergence, nats per image", ylabel="reconstruction, nats per image")
+    axes.set_title("rate and distortion, last epoch", fontsize="medium")
+    title = None
+    if usual:
+        most = [flag_in_words(flag, value) for flag, value in usual.items()]
+        title = in_figure(f"{', '.join(most)}, but for:")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  title=title)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
     tell(f"{path}")
+
+
+def in_figure(text):
+    """A text for matplotlib, to which a dollar would begin a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 # ---------------------------------------------------------------------------------------- main
@@ -558,13 +633,53 @@ def check_comparison(args):
             fail(f"{flag} goes with one run; remove it to compare several")
 
 
-def print_table(found):
-    """A line for each number, or list of numbers."""
+# What the names of numbers begin with. Those that a script's own evaluate() adds are of the first.
+HEADINGS = {
+    "loss on the test set": ("test_", "active"),
+    "reconstructions": ("mse", "psnr", "sse_pm1", "sigma"),
+    "classes": ("classifier_", "class_", "reconstruction_"),
+    "distances to the test set": ("fid_", "kid_", "precision_", "recall_"),
+    "likelihood": ("nll_", "grey_pixel_", "free_classifier_"),
+}
+
+
+def heading_of(name):
+    """The heading that a number stands under."""
+    name = name.removeprefix("vae_")
+    for heading, beginnings in HEADINGS.items():
+        if name.startswith(beginnings):
+            return heading
+    return "loss on the test set"
+
+
+def print_table(found, classes):
+    """The numbers by heading, a line each; lists with the names of the classes."""
     width = max((len(name) for name in found), default=0)
-    for name, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        texts = ["-" if value is None else f"{value:.6g}" for value in values]
-        tell(f"{name:{width}} {' '.join(texts)}")
+    for heading in HEADINGS:
+        names = [name for name in found if heading_of(name) == heading]
+        if names:
+            tell("")
+            tell(heading)
+        for name in names:
+            value = found[name]
+            if isinstance(value, list):
+                tell(f"  {name}")
+                print_by_class(value, classes)
+            else:
+                tell(f"  {name:{width}} {value:.6g}")
+
+
+def print_by_class(values, classes):
+    """A number for each class (None: it has none), as many beside one another as fit."""
+    cells = []
+    for name, value in zip(classes, values, strict=True):
+        text = "-" if value is None else f"{value:.6g}"
+        cells.append(f"{printable(shortened(name))}: {text}")
+    width = max(len(cell) for cell in cells) + 3
+    n = max(1, 96 // width)
+    for start in range(0, len(cells), n):
+        line = "".join(cell.ljust(width) for cell in cells[start:start + n])
+        tell(f"    {line.rstrip()}")
 
 
 def append_line(file, row):
@@ -632,7 +747,7 @@ def measure_or_compare(args):
     run = args.runs[0]
     checkpoint, module, models = load_models(run, pick_device(args.device))
     found = measure(checkpoint, module, models, args)
-    print_table(found)
+    print_table(found, checkpoint["data"]["classes"])
     if Path(run).is_dir():
         unit = "epoch" if "epochs" in checkpoint["args"] else "iteration"
         row = {unit: checkpoint["epoch"], "seed": args.seed, **found}

@@ -17,7 +17,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR
 
-from common import Means, fail, has_package, load_data, save_curves, save_grid, write_whole
+from common import (
+    Means,
+    fail,
+    has_package,
+    load_data,
+    save_curves,
+    save_grid,
+    shortened,
+    spherical,
+    write_whole,
+)
 from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
 from run import (
     Parser,
@@ -387,8 +397,11 @@ def save_results(run, generator, data, meter):
     save_figures(generator, data, run)
 
 
-def warn(run, row, found, data):
-    """Say so if the discriminator has won, or if a class is missing among the samples."""
+def warn(run, iteration, row, found, data):
+    """Say so if the discriminator has won, or if a class is missing among the samples; not at the
+    start, when the samples are noise."""
+    if iteration < 1000:
+        return
     if (row["d_accuracy"] or 0) > 0.99:
         run.say("warning: the discriminator is always right and teaches nothing; "
                 "try --loss wgan-gp or more training images")
@@ -400,9 +413,16 @@ def warn(run, row, found, data):
 
 
 def note_of(row, meter):
-    """A row of the log in a few words, for the terminal."""
+    """A row of the log in two words, for the terminal."""
     if meter is None or row["fid"] is None:
         return f"d_loss {row['d_loss']:.3f}"
+    return f"fid {row['fid']:.2f}"
+
+
+def summary_of(row, meter):
+    """The last row, with the protocol of its distance."""
+    if meter is None or row["fid"] is None:
+        return note_of(row, meter)
     return f"{meter.name} {row['fid']:.2f} (floor {meter.floor:.2f})"
 
 
@@ -415,7 +435,7 @@ def save_figures(generator, data, run):
     generator.eval()
     noise = torch.Generator().manual_seed(0)                   # the same z in every figure
     samples = torch.randn(64, args.latent, generator=noise).to(device)
-    centre = torch.randn(1, args.latent, generator=noise).to(device)
+    corners = torch.randn(4, args.latent, generator=noise)
     if args.conditional:
         names = data.classes[:20]                              # what fits on a page
         samples = samples[:8].repeat(len(names), 1)
@@ -425,22 +445,42 @@ def save_figures(generator, data, run):
         y = torch.zeros(64, dtype=torch.long, device=device)
     save_grid(run.figure("sample"), generator.picture(samples, y), 8, names)
 
-    steps = torch.linspace(-1, 1, 10, device=device)
-    plane = centre.repeat(100, 1)
-    plane[:, :2] = torch.cartesian_prod(steps, steps)          # z_1 by row, z_2 along a row
+    plane = plane_through(corners, 10).to(device)              # (100, latent)
     y = torch.zeros(100, dtype=torch.long, device=device)      # class 0, if conditional
-    save_grid(run.figure("interpolation"), generator.picture(plane, y), 10)
+    title = "the plane through four random z (its corners), interpolated on the sphere"
+    if args.conditional:
+        title = f"{shortened(data.classes[0])}: {title}"
+    shares = [f"{i / 9:.2f}" for i in range(10)]               # of the way
+    save_grid(run.figure("interpolation"), generator.picture(plane, y), 10, shares, shares, title)
+    save_loss_curves(run)
 
+
+def plane_through(corners, side):
+    """Four z (4, latent) at the corners of a square -> (side * side, latent), row by row.
+
+    All ways are on the sphere: the length of z stays near that of the corners, which for draws
+    from N(0, I) is about sqrt(latent), and the generator has seen no other.
+    """
+    left = spherical(corners[0], corners[2], side)             # (side, latent)
+    right = spherical(corners[1], corners[3], side)
+    rows = []
+    for start, end in zip(left, right, strict=True):
+        rows.append(spherical(start, end, side))
+    return torch.cat(rows)
+
+
+def save_loss_curves(run):
+    """What the discriminator and the generator were told in training, by iteration."""
     rows = run.rows
     panels = {
-        "loss": [("discriminator", "d_loss", "C0--"), ("generator", "g_loss", "C0-")],
-        "output of the discriminator": [("fake images", "d_fake", "C0--"),
-                                        ("real images", "d_real", "C0-")],
+        "loss": [("discriminator", "d_loss", "C0--"), ("generator", "g_loss", "C1--")],
+        "output of the discriminator": [("real images", "d_real", "C0--"),
+                                        ("fake images", "d_fake", "C1--")],
     }
-    if args.loss == "wgan-gp":
+    if run.args.loss == "wgan-gp":
         rows = [row | {"estimate": -row["d_loss"]} for row in rows]
         panels["Wasserstein estimate"] = [("minus critic loss", "estimate", "C0--")]
-    elif args.loss in THRESHOLD:
+    elif run.args.loss in THRESHOLD:
         panels["accuracy of the discriminator"] = [("real and fake", "d_accuracy", "C0--")]
     save_curves(run.folder / "curves.png", rows, "iteration", panels, "mean of the interval")
 
@@ -448,8 +488,10 @@ def save_figures(generator, data, run):
 def save_fid_curve(run, meter):
     """The distance by iteration, beside the floor."""
     rows = [row | {"floor": meter.floor} for row in run.rows]
-    panels = {meter.name: [("floor", "floor", "C0--"), ("samples", "fid", "C0-")]}
-    save_curves(run.folder / "fid.png", rows, "iteration", panels, "distance to the test set")
+    features = meter.name.removeprefix("fid_").removesuffix(f"_{meter.n}")
+    title = f"Fréchet distance to {meter.n:,} test images (features: {features})"
+    panels = {title: [("training images: the floor", "floor", "C0--"), ("samples", "fid", "C1-")]}
+    save_curves(run.folder / "fid.png", rows, "iteration", panels, meter.name, "log")
 
 
 # ------------------------------------------------------------------------------- flags and main
@@ -570,16 +612,17 @@ def main(argv=(), **overrides):
         if run.due(iteration):
             interval = f"iterations {run.done + 1} to {iteration}"
             row = {"lr": lr} | dict.fromkeys(COLUMNS) | means.compute(interval)
+            run.show("measuring")
             found = measure(average, data, args, meter, recogniser)
             if meter is not None:
                 row["fid"] = found[meter.name]
                 save_evaluation(run, iteration, found)
-            warn(run, row, found, data)
+            warn(run, iteration, row, found, data)
             run.save(row, note_of(row, meter), iteration)
             save_results(run, average, data, meter)
             means = Means()
             lr = d_scheduler.get_last_lr()[0]
-    run.finish(note_of(run.rows[-1], meter))
+    run.finish(summary_of(run.rows[-1], meter))
     return average, run.rows
 
 

@@ -21,7 +21,9 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 from torch.nn import functional as F
 
-from common import batches, fail, load_data, tell
+from common import batches, fail, load_data, tell, watched
+
+MODELS = Path(__file__).with_name("results") / "models"   # where some networks lie trained
 
 # Of the networks that are trained here.
 SEED = 0
@@ -29,6 +31,7 @@ EPOCHS = 12        # passes over the training images, at most
 IMAGES = 240_000   # images seen in all, about: a large data set gets fewer passes
 LR = 4e-3          # peak of the one-cycle schedule
 BLUR = 0.25        # share of the images blurred, three times over, for a robust classifier
+PIXELS_PER_SECOND = 1.9e6   # of training, on two cores; only to say how long it takes
 
 
 @contextlib.contextmanager
@@ -89,6 +92,7 @@ def classifier(data, cache="results/cache", quiet=False, robust=False):
 
 def trained_network(data, kind, cache, quiet):
     """A network trained once and kept in `cache` under a key of data, architecture and recipe.
+    Those of MNIST and FashionMNIST lie in MODELS.
 
     kind: `classifier`, `robust-classifier` or, for images without labels, `autoencoder`: the same
     network, whose last layer is a linear decoder of the pixels. Neither its weights nor its batches
@@ -98,16 +102,16 @@ def trained_network(data, kind, cache, quiet):
     outputs = data.x_train[0].numel() if kind == "autoencoder" else len(data.classes)
     with seeded(SEED):
         network = Classifier(data.x_train.shape[1], outputs).to(device)
-        name = safe_name(data.name)
-        file = Path(cache, f"{name}-{kind}-{cache_key(network, data)}.pt")
-        kept = read_weights(file, network, quiet)
+        name = f"{safe_name(data.name)}-{kind}-{cache_key(network, data)}.pt"
+        kept = None
+        for folder in (MODELS, cache):
+            if kept is None:
+                kept = read_weights(Path(folder, name), network, quiet)
         if kept is not None:
             network = kept
         else:
-            if not quiet:
-                tell(f"training the {kind} of {data.name}, once; it is kept in {cache}")
-            train(network, data, kind)
-            keep_weights(file, network, quiet)
+            train(network, data, kind, quiet)
+            keep_weights(Path(cache, name), network, quiet)
     return network.requires_grad_(False).eval()
 
 
@@ -161,25 +165,33 @@ def cache_key(network, data):
 
 
 @torch.enable_grad()   # wherever it is called from
-def train(network, data, kind):
+def train(network, data, kind, quiet=True):
     """A few passes over the training images: a minute or two on two cores."""
     epochs = min(EPOCHS, math.ceil(IMAGES / len(data.x_train)))
     steps = epochs * math.ceil(len(data.x_train) / 128)
+    seconds = epochs * data.x_train[:, 0].numel() / PIXELS_PER_SECOND
+    message = (f"training the {kind} of {data.name}, once, to measure samples with: about "
+               f"{max(1, round(seconds))} s on two cores")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+    for x, y in watched(passes(data, epochs), steps, message, quiet):
+        if kind == "robust-classifier":
+            x = blur_some(x)
+        output = network(x)
+        if kind == "autoencoder":
+            loss = F.mse_loss(output, x.flatten(1))
+        else:
+            loss = F.cross_entropy(output, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def passes(data, epochs):
+    """The batches of several epochs."""
     for _ in range(epochs):
-        for x, y in batches(data.x_train, data.y_train, 128, shuffle=True):
-            if kind == "robust-classifier":
-                x = blur_some(x)
-            output = network(x)
-            if kind == "autoencoder":
-                loss = F.mse_loss(output, x.flatten(1))
-            else:
-                loss = F.cross_entropy(output, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
+        yield from batches(data.x_train, data.y_train, 128, shuffle=True)
 
 
 def blur_some(x):
@@ -235,9 +247,10 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
         if features is not None:
             return "inception", features
 
-    source = data
+    source, why = data, ""
     if not can_train_classifier(data):
         source = stand_in(data.x_train.shape[1], folder, device)
+        why = f" ({data.name} has no labels, or fewer than 100 training images of a class)"
     if source is None:
         name = "autoencoder"
         network = trained_network(data, "autoencoder", cache, quiet)
@@ -250,7 +263,7 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
         described = (f"classifier of {source.name}, right on {network.accuracy:.2%} of its "
                      "test images")
     if not quiet:
-        tell(f"features: {described}")
+        tell(f"features: {described}{why}")
     return name, Features(network.features, network.num_features, size, device)
 
 
@@ -341,9 +354,14 @@ class FIDMeter:
         self.n = min(10_000, len(data.x_test))
         self.name = f"fid_{name}_{self.n}"
         self.metric = FrechetInceptionDistance(network, reset_real_features=False)
-        for x in image_batches(data.x_test, self.n):
+        steps = math.ceil(self.n / 1000)
+        message = f"measuring the distance of {self.n:,} training images to as many of the test set"
+        real = image_batches(data.x_test, self.n)
+        for x in watched(real, steps, message, quiet):
             self.metric.update(x, real=True)
         self.floor = self.distance(image_batches(data.x_train, self.n))
+        if not quiet:
+            tell(f"{self.name} of training images, the floor: {self.floor:.2f}")
 
     def distance(self, images):
         """Of batches of images to the test set."""
@@ -475,7 +493,8 @@ def class_log_likelihoods(model, x, samples=500, noise=None):
     CVAE, never trained to tell classes apart, takes x for.
     """
     columns = []
-    for label in range(model.classes):
+    message = f"log p(x|y) of {len(x):,} images for every class y"
+    for label in watched(range(model.classes), model.classes, message):
         y = torch.full((len(x),), label, device=x.device)
         columns.append(-nll_is(model, x, y, samples, noise))
     return torch.stack(columns, 1)

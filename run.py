@@ -30,6 +30,7 @@ import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from common import (
+    BAR,
     READERS,
     SIGMA_MIN,
     batches,
@@ -39,6 +40,7 @@ from common import (
     has_package,
     is_autoencoder,
     load_data,
+    on_terminal,
     save_curves,
     save_latent,
     save_rows,
@@ -558,8 +560,9 @@ def warn_of_collapse(run):
             continue
         active, kl = row[f"{prefix}active"], row[f"{prefix}test_kl"]
         if active < min(2, args.latent) or kl < 0.5:
-            run.say(f"warning: the posterior has collapsed ({active:.0f} active units, KL {kl:.2f} "
-                    "nats); try --beta-schedule linear or a smaller --beta")
+            twin = "twin's " if prefix else ""
+            run.say(f"warning: the {twin}posterior has collapsed ({active:.0f} active units, KL "
+                    f"{kl:.2f} nats); try --beta-schedule linear or a smaller --beta")
 
 
 def encode(model, x, y):
@@ -613,14 +616,19 @@ def posterior_means(model, data):
 
 
 def save_loss_curves(run, models):
-    """Training (dashed) and test loss by epoch and their terms, a colour for each model."""
+    """Training (dashed) and test loss by epoch and their terms, a colour for each model; of an
+    autoencoder the loss only, for it has one term."""
+    titles = {"loss": "loss = reconstruction + KL", "recon": "reconstruction",
+              "kl": "KL divergence"}
+    if is_autoencoder(run.args):
+        titles = {"loss": "loss = reconstruction"}
     panels = {}
-    for term in ("loss", "recon", "kl"):
-        panels[term] = []
+    for term, title in titles.items():
+        panels[title] = []
         for model, prefix, color in zip(models, ("", "vae_"), ("C0", "C1"), strict=False):
             name = model_name(model)
-            panels[term].append((f"{name} train", f"{prefix}train_{term}", f"{color}--"))
-            panels[term].append((f"{name} test", f"{prefix}test_{term}", f"{color}-"))
+            panels[title].append((f"{name} train", f"{prefix}train_{term}", f"{color}--"))
+            panels[title].append((f"{name} test", f"{prefix}test_{term}", f"{color}-"))
     save_curves(run.folder / "curves.png", run.rows, "epoch", panels, "nats per image")
 
 
@@ -649,7 +657,6 @@ class Run:
         self.resumed = False   # whether a kill may have cost what follows from checkpoint.pt
         self.unit = "epoch" if hasattr(args, "epochs") else "iteration"
         self.last = args.epochs if self.unit == "epoch" else args.iterations
-        self.bar = None
         self.board = None
         self.rng = None        # of a resumed run, until its first step
         self.source = source_hash(args.file)
@@ -696,6 +703,8 @@ class Run:
         elif not args.resume:
             self.write_args()
         self.say(f"{args.script}.py: {self.describe()}, into {self.folder}")
+        if args.compile:
+            self.say("compiling in the first step, which takes up to a minute")
         if self.done >= self.last:
             self.say(f"training is already complete ({self.done} {self.unit}s)")
 
@@ -771,7 +780,7 @@ class Run:
         previous = {signum: signal_handler(signum, self.stop) for signum in STOPPING}
         try:
             if first <= self.last:
-                self.bar = progress_bar(self.last, first - 1, self.args.quiet)
+                self.open_bar()
             self.open_board()
             if self.rng is not None:   # only now: what prepares a run may draw random numbers, too
                 torch.set_rng_state(self.rng["cpu"])
@@ -780,6 +789,8 @@ class Run:
             self.start = time.perf_counter()
             for step in range(first, self.last + 1):
                 yield step
+                if self.unit == "iteration":
+                    bar.move(1)
                 if self.done == step:   # a row was saved, and its figures are drawn
                     self.show_on_board(step)
                     self.start = time.perf_counter()
@@ -788,9 +799,24 @@ class Run:
                 signal_handler(signum, handler)
             self.close()
 
+    def open_bar(self):
+        """The bar counts images, or iterations in a script that counts those."""
+        if self.args.quiet or not on_terminal():
+            return
+        if self.unit == "epoch":
+            n = len(self.data.x_train)
+            bar.open(self.last * n, self.done * n, "img")
+        else:
+            bar.open(self.last, self.done, "it")
+        self.show("")
+
+    def show(self, note):
+        """Put a few words beside the bar."""
+        bar.say(f"{self.done}/{self.last} {note}")
+
     def close(self):
         """Let go of the terminal, of TensorBoard and of the folder."""
-        close_bar(self.bar)
+        bar.close()
         if self.board is not None:
             self.board.close()
         release(self.folder)
@@ -798,7 +824,7 @@ class Run:
     def stop(self, signum, frame):
         """Ctrl-C, or the end of a batch job's time: the last checkpoint is whole; say how to go
         on."""
-        close_bar(self.bar)
+        bar.close()
         tell("")
         if (self.folder / "checkpoint.pt").exists():
             folder = shlex.quote(str(self.folder))
@@ -847,19 +873,14 @@ class Run:
             self.keep(f"checkpoint_{self.done:03d}.pt")
 
     def report(self, note, steps, seconds):
-        """Move the bar, or print a line where there is no terminal."""
+        """Put the note beside the bar; where there is no terminal, print a line."""
+        self.show(note)
         if self.unit == "epoch":
-            note = f"{note}, {len(self.data.x_train) / seconds:,.0f} images/s"
+            speed = f"{len(self.data.x_train) / seconds:,.0f} images/s"
         else:
-            note = f"{note}, {steps / seconds:.1f} iterations/s"
-        if self.bar is not None:
-            try:
-                self.bar.set_postfix_str(note)
-                self.bar.update(steps)
-            except (OSError, ValueError):   # the terminal is gone
-                self.bar = None
-        else:
-            self.say(f"{self.unit} {self.done}/{self.last}: {note}")
+            speed = f"{steps / seconds:.1f} iterations/s"
+        if not bar.is_open():
+            self.say(f"{self.unit} {self.done}/{self.last}: {note}, {speed}")
 
     def save_checkpoint(self):
         """checkpoint.pt: everything needed to go on bit for bit, and to rebuild the model."""
@@ -1057,23 +1078,47 @@ def is_alive(owner):
 
 # ------------------------------------------------------------------------ terminal and signals
 
-def progress_bar(total, done, quiet):
-    """A bar on a terminal; None elsewhere, where lines are printed instead."""
-    try:
-        on_terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):   # closed, before Python started or since
-        return None
-    if quiet or not on_terminal or not has_package("tqdm", "a progress bar"):
-        return None
-    from tqdm import tqdm
-    return tqdm(total=total, initial=done)
+class Bar:
+    """The bar of the run that is going on. Where there is no terminal it does nothing."""
+
+    def __init__(self):
+        self.tqdm = None
+
+    def is_open(self):
+        return self.tqdm is not None
+
+    def open(self, total, done, unit):
+        if has_package("tqdm", "a progress bar"):
+            from tqdm import tqdm
+            self.tqdm = tqdm(total=total, initial=done, unit=unit, unit_scale=True,
+                             dynamic_ncols=True, bar_format=BAR)
+
+    def say(self, text):
+        """What stands before the bar."""
+        if self.tqdm is not None:
+            with contextlib.suppress(OSError, ValueError):   # the terminal is gone
+                self.tqdm.set_description_str(text)
+
+    def move(self, steps):
+        if self.tqdm is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.tqdm.update(steps)
+
+    def close(self):
+        if self.tqdm is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.tqdm.close()
+        self.tqdm = None
 
 
-def close_bar(bar):
-    """The bar's last line, where there are a bar and a terminal."""
-    if bar is not None:
-        with contextlib.suppress(OSError, ValueError):
-            bar.close()
+bar = Bar()
+
+
+def progress(batches):
+    """Yield the batches of an epoch, and move the bar by the images in each."""
+    for batch in batches:
+        yield batch
+        bar.move(len(batch[0]))
 
 
 def signal_handler(signum, handler):

@@ -18,7 +18,7 @@ import cvae
 import gan
 import run
 import vae
-from common import load_data, save_grid
+from common import load_data, save_grid, tell
 from run import load_models, read_log
 
 SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan}
@@ -327,20 +327,36 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys, no_plots):
-    """A pseudo-terminal of 100 columns stands for the user's."""
+    """A pseudo-terminal of 40 columns stands for the user's."""
     fcntl = pytest.importorskip("fcntl")
     pty = pytest.importorskip("pty")
     termios = pytest.importorskip("termios")
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        vae.main(out=tmp_path / "run", **TINY | {"quiet": False})
+        _, rows = vae.main(out=tmp_path / "run", **TINY | {"quiet": False})
         print(file=terminal, flush=True)   # or reading would wait where there is no bar
         bar = os.read(ours, 100_000).decode()
     os.close(ours)
-    assert "2/2" in bar and "test loss" in bar and "images/s" in bar
+    frames = bar.replace("\n", "").split("\r")
+    assert max(len(frame) for frame in frames) <= 40
+    last = [frame for frame in frames if frame.strip()][-1]
+    assert last.startswith(f"2/2 test loss {rows[-1]['test_loss']:.2f} 00:00") and "img" in last
     assert len(capsys.readouterr().out.splitlines()) == 2   # the first line and the last
+
+
+def test_the_bar_moves_with_every_batch_and_lines_stay_whole(capsys):
+    try:
+        run.bar.open(5, 0, "img")
+        seen = []
+        for x, _ in run.progress([(torch.zeros(3), None), (torch.zeros(2), None)]):
+            seen.append(run.bar.tqdm.n)
+            tell(f"{len(x)} images")
+        assert seen == [0, 3] and run.bar.tqdm.n == 5
+    finally:
+        run.bar.close()
+    assert capsys.readouterr().out == "3 images\n2 images\n"
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

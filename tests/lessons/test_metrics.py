@@ -76,7 +76,7 @@ def test_a_classifier_is_trained_once_for_each_data_set(small, tmp_path, monkeyp
     assert all(map(torch.equal, first.parameters(), again.parameters()))
 
     trained = []
-    monkeypatch.setattr(metrics, "train", lambda network, data, kind: trained.append(data))
+    monkeypatch.setattr(metrics, "train", lambda network, data, *_: trained.append(data))
     cached = metrics.classifier(small, tmp_path)
     assert torch.equal(cached.head.weight, first.head.weight)
     assert trained == []
