@@ -408,13 +408,14 @@ def save_curves(path, rows, step, panels, unit, scale="linear"):
     if not has_package("matplotlib", "curves and maps"):
         return
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
     figure = Figure(figsize=(1 + 4 * len(panels), 3.8), layout="constrained")
     subplots = figure.subplots(1, len(panels), squeeze=False)[0]
     steps = [row[step] for row in rows]
     for axes, (title, lines) in zip(subplots, panels.items(), strict=True):
         axes.set(xlabel=step, ylabel=unit, yscale=scale)
         axes.set_title(title, fontsize="medium")
-        axes.locator_params(axis="x", integer=True)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         shade_beta(axes, rows, steps)
         shown = []
         for label, column, style in lines:
@@ -424,8 +425,9 @@ def save_curves(path, rows, step, panels, unit, scale="linear"):
         if scale == "linear":
             show_second_half(axes, shown)
         else:
-            axes.yaxis.set_major_formatter("{x:g}")   # 10, not a power of ten
-            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter("{x:g}")   # 20, not 2 times a power of ten
         axes.legend(fontsize="small")
     figure.supxlabel("dashed: training, solid: test", fontsize="small")
     content = io.BytesIO()
@@ -456,13 +458,14 @@ def show_second_half(axes, lines):
         late += [value for value in line[len(line) // 2:] if value is not None]
     if not late or min(late) == max(late):
         return
-    room = max(late) - min(late)   # above and below as much as the second half takes
-    low = max(min(every), min(late) - room)
+    room = max(late) - min(late)
+    if max(every) - min(every) <= 4 * room:   # it has a quarter of the height as it is
+        return
+    low = max(min(every), min(late) - room)   # above and below as much as the second half takes
     high = min(max(every), max(late) + room)
     axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
-    if min(every) < low or max(every) > high:
-        note = f"(axis cut off: values run from {min(every):.4g} to {max(every):.4g})"
-        axes.set_title(f"{axes.get_title()}\n{note}", fontsize="medium")
+    note = f"(axis cut off: values run from {min(every):.4g} to {max(every):.4g})"
+    axes.set_title(f"{axes.get_title()}\n{note}", fontsize="medium")
 
 
 def save_latent(path, means, data, args):

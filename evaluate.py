@@ -20,7 +20,9 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
     nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500 and, on
              1,000 images, that again, the marginal, which is at most -log p(y) higher, and how
              often argmax p(y|x), its classifier for free, is right. With Bernoulli pixels that are
-             grey the name is grey_pixel_..., since that is the likelihood of nothing
+             grey the name is grey_pixel_..., since that is the likelihood of nothing. Of a flow
+             nll_exact, without samples, the same as bpd_exact in bits per dimension and, of a
+             conditional one, label_worth: the mean of log p(x|y) - log p(x), in nats
 
 Distances and classes are those of the images as stored, even if the model saw them binarised.
 """
@@ -193,7 +195,9 @@ def impossible_groups(module, trained, data):
         reasons |= dict.fromkeys(
             (*DISTANCES, "nll"), "an autoencoder has no prior to sample from and no likelihood")
     no_code = encoder_fault(trained, data)
-    if no_code is not None:
+    if trained.is_flow:
+        reasons["mse"] = "a flow gives back every image as it was"
+    elif no_code is not None:
         reasons |= dict.fromkeys(("mse", "nll"), no_code)
     no_image = decoder_fault(trained, data, no_code)
     if no_image is not None:
@@ -342,10 +346,8 @@ def draw(trained, labels, seed):
     codes = []
     with metrics.seeded(seed):
         for y in parts:
-            if prior is None:
-                z = torch.randn(len(y), trained.args.latent)   # on the CPU: the same everywhere
-            else:
-                z = prior.sample((len(y),))
+            # On the CPU: the same everywhere.
+            z = torch.randn(len(y), trained.latent) if prior is None else prior.sample((len(y),))
             codes.append(z.to(y.device))
     for z, y in zip(codes, parts, strict=True):
         yield trained.images(z, y)
@@ -412,6 +414,8 @@ class DistanceMeter:
 def likelihoods(trained, data, args):
     """-log p(x|y) or, of a model without labels, -log p(x), in nats, the mean of all test images;
     of a CVAE further numbers on 1,000 of them."""
+    if trained.is_flow:
+        return exact_likelihoods(trained, data, args)
     noise = torch.Generator().manual_seed(args.seed)
     samples = args.nll_samples
     kind = likelihood_name(trained, data)
@@ -426,16 +430,45 @@ def likelihoods(trained, data, args):
         return {f"{kind}_is{samples}": nll}
 
     x, y = metrics.subset(data.x_test, 1000) / 255, metrics.subset(data.y_test, 1000)
-    shares = data.y_train.bincount(minlength=trained.classes) / len(data.y_train)
     log_given_y = metrics.class_log_likelihoods(trained, x, samples, noise)   # (N, classes)
+    row = {f"{kind}_given_y_is{samples}": nll}
+    return row | without_label(kind, f"is{samples}_{len(x)}", log_given_y, y, data)
+
+
+def without_label(kind, protocol, log_given_y, y, data):
+    """log p(x|y) of N images and every class, (N, classes), and their labels y -> {name: number}:
+    the mean of -log p(x|y) and of -log p(x), and how often argmax p(y|x) is right."""
+    shares = data.y_train.bincount(minlength=log_given_y.shape[1]) / len(data.y_train)
     log_joint = log_given_y + shares.log()                             # log p(x, y)
     log_given_own_y = log_given_y.gather(1, y[:, None])
     right = (log_joint.argmax(1) == y).float()
-    protocol = f"is{samples}_{len(x)}"
-    return {f"{kind}_given_y_is{samples}": nll,
-            f"{kind}_given_y_{protocol}": -log_given_own_y.mean().item(),
+    return {f"{kind}_given_y_{protocol}": -log_given_own_y.mean().item(),
             f"{kind}_marginal_{protocol}": -log_joint.logsumexp(1).mean().item(),
             f"free_classifier_{protocol}": right.mean().item()}
+
+
+def exact_likelihoods(trained, data, args):
+    """The same of a flow, which needs no samples, and in bits per dimension."""
+    noise = torch.Generator().manual_seed(args.seed)
+    nll = []
+    steps = math.ceil(len(data.x_test) / 100)
+    parts = batches(data.x_test, data.y_test, 100, shuffle=False)
+    for x, y in watched(parts, steps, f"{trained.name}: nll of each test image"):
+        u = torch.rand(x.shape, generator=noise).to(x.device)
+        nll.append(metrics.nll_exact(trained, x, y, u))
+    nll = torch.cat(nll).mean().item()
+    bpd = nll / (data.x_test[0].numel() * math.log(2))
+    if trained.classes == 0:
+        return {"nll_exact": nll, "bpd_exact": bpd}
+
+    x, y = metrics.subset(data.x_test, 1000) / 255, metrics.subset(data.y_test, 1000)
+    u = torch.rand(x.shape, generator=noise).to(x.device)              # the same for every class
+    log_given_y = metrics.exact_class_log_likelihoods(trained, x, u)   # (N, classes)
+    row = {"nll_given_y_exact": nll, "bpd_given_y_exact": bpd}
+    protocol = f"exact_{len(x)}"
+    row |= without_label("nll", protocol, log_given_y, y, data)
+    gain = row[f"nll_marginal_{protocol}"] - row[f"nll_given_y_{protocol}"]
+    return row | {f"label_worth_{protocol}": gain}
 
 
 def likelihood_name(trained, data):
@@ -592,7 +625,7 @@ def save_comparison(path, names, usual, logs):
         axes.set_prop_cycle(color=colors)
         axes.set(xlabel="epoch", ylabel="nats per image")
         axes.set_title(title, fontsize="medium")
-        axes.locator_params(axis="x", integer=True)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         lines = []
         for log in logs:
             values = [row[column] for row in log]
@@ -639,7 +672,7 @@ HEADINGS = {
     "reconstructions": ("mse", "psnr", "sse_pm1", "sigma"),
     "classes": ("classifier_", "class_", "reconstruction_"),
     "distances to the test set": ("fid_", "kid_", "precision_", "recall_"),
-    "likelihood": ("nll_", "grey_pixel_", "free_classifier_"),
+    "likelihood": ("nll_", "bpd_", "label_worth_", "grey_pixel_", "free_classifier_"),
 }
 
 

@@ -1,10 +1,12 @@
 """The latent explorer: decoders packed into tools/explorer.html, a page that needs nothing else.
 
-`python generate.py RUN --explore` writes it.
+`python generate.py RUN --explore` writes it. Those in results/explorer/ are made in this way, with
+`--out results/explorer`, of the models of the same names in results/models/.
 """
 import base64
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,18 +18,25 @@ TEMPLATE = Path(__file__).with_name("explorer.html")
 IGNORED = (nn.Dropout, nn.Dropout2d, nn.Unflatten)   # nothing to do: all arrays there are flat
 
 
-def save_explorer(path, models, card, units, script):
-    """Write explorer.html with the decoders of the models, {prefix: run.Trained}, in it.
+class Dots(NamedTuple):
+    """Test images as dots in the plane."""
+    labels: torch.Tensor   # int64 (N,)
+    codes: dict            # {prefix of a model: the means of their posteriors, (N, latent)}
+
+
+def save_explorer(path, models, card, units, script, dots=None):
+    """Write the page with the decoders of the models, {prefix: run.Trained}, in it.
 
     card: name, shape and classes of the data, as in a checkpoint; units: the latent units, the most
-    active ones first; script: the file that the models come from, for messages. Ends the program
-    with one line if the page cannot show them.
+    active ones first; script: the file that the models come from, for messages; dots: Dots, if the
+    data are there. Ends the program with one line if the page cannot show the models.
     """
     packed = []
-    for trained in models.values():
+    for prefix, trained in models.items():
         check_decoder(trained, card["shape"], script)
         packed.append({"name": trained.name, "classes": trained.classes,
-                       "layers": pack(trained.model.decoder, script)})
+                       "layers": pack(trained.model.decoder, script),
+                       "codes": "" if dots is None else text(dots.codes[prefix])})
 
     first = models[""]
     names = [trained.name for trained in models.values()]
@@ -37,7 +46,8 @@ def save_explorer(path, models, card, units, script):
         "units": sorted(units[:2]) + units[2:],   # the plane's axes in their usual order
         "prior": not first.is_autoencoder and first.prior() is None,   # rings around N(0, I)
         "shape": card["shape"],
-        "classes": card["classes"] if first.classes > 0 else [],
+        "classes": card["classes"],
+        "labels": [] if dots is None else dots.labels.tolist(),
         "models": packed,
     }
     template = TEMPLATE.read_text(encoding="utf-8")
