@@ -7,14 +7,24 @@ fits() {   # do the installed torch and torchvision belong together?
 }
 
 fresh_venv() {
+    rm -f "$stamp"   # first: whatever interrupts the rest, the next call starts again
     rm -rf .venv
     "${PYTHON:-python3}" -m venv .venv
+    # uv installs in half a minute what takes pip two; without it pip does.
+    .venv/bin/python -m pip install -q --disable-pip-version-check uv || true
+}
+
+install() {
+    if .venv/bin/python -m uv --version >/dev/null 2>&1; then
+        .venv/bin/python -m uv pip install --python .venv/bin/python "$@"
+    else
+        .venv/bin/python -m pip install --disable-pip-version-check "$@"
+    fi
 }
 
 cpu_wheels() {   # about 200 MB instead of 5 GB; gives up at once where the index cannot be reached
-    echo "set-up: no NVIDIA driver; trying PyTorch's index of CPU wheels"
-    .venv/bin/python -m pip install -q --disable-pip-version-check --timeout 5 --retries 0 \
-        --index-url https://download.pytorch.org/whl/cpu \
+    UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 PIP_DEFAULT_TIMEOUT=5 PIP_RETRIES=0 \
+        install --index-url https://download.pytorch.org/whl/cpu \
         $(grep -oE '^(torch|torchvision)[>=][^ ]*' requirements.txt) 2>/dev/null && fits
 }
 
@@ -26,6 +36,7 @@ if ! cmp -s requirements.txt "$stamp"; then
     set -e
     fresh_venv
     if [ "$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then
+        echo "set-up: no NVIDIA driver; trying PyTorch's index of CPU wheels"
         if cpu_wheels; then
             echo "set-up: CPU wheels installed"
         else
@@ -33,11 +44,12 @@ if ! cmp -s requirements.txt "$stamp"; then
             fresh_venv
         fi
     fi
-    .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+    install -r requirements.txt
     fits || {
         echo "set-up: the torch and torchvision of this package index do not fit together" >&2
         exit 1
     }
-    cp requirements.txt "$stamp"
+    cp requirements.txt "$stamp.part"
+    mv "$stamp.part" "$stamp"
     set +e
 fi
