@@ -8,8 +8,8 @@ fits() {   # do the installed torch and torchvision belong together?
 
 fresh_venv() {
     rm -f "$stamp"   # first: whatever interrupts the rest, the next call starts again
-    rm -rf .venv
-    "${PYTHON:-python3}" -m venv .venv
+    rm -rf .venv || return 1
+    "${PYTHON:-python3}" -m venv .venv || return 1
     # uv installs in half a minute what takes pip two; without it pip does.
     .venv/bin/python -m pip install -q --disable-pip-version-check uv || true
 }
@@ -33,23 +33,20 @@ if ! cmp -s requirements.txt "$stamp"; then
         echo "set-up: Python 3.10 or newer is needed; name it with PYTHON=python3.12 bash ..." >&2
         exit 1
     }
-    set -e
-    fresh_venv
+    fresh_venv || exit 1
     if [ "$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then
         echo "set-up: no NVIDIA driver; trying PyTorch's index of CPU wheels"
         if cpu_wheels; then
             echo "set-up: CPU wheels installed"
         else
             echo "set-up: no fitting CPU wheels; taking the default index (about 5 GB)"
-            fresh_venv
+            fresh_venv || exit 1
         fi
     fi
-    install -r requirements.txt
+    install -r requirements.txt || exit 1
     fits || {
         echo "set-up: the torch and torchvision of this package index do not fit together" >&2
         exit 1
     }
-    cp requirements.txt "$stamp.part"
-    mv "$stamp.part" "$stamp"
-    set +e
+    cp requirements.txt "$stamp.part" && mv "$stamp.part" "$stamp" || exit 1
 fi

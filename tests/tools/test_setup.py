@@ -1,5 +1,5 @@
-"""tools/setup.sh makes the environment once, by uv or by pip, prefers the small CPU wheels where they
-fit, and starts again after an interruption."""
+"""tools/setup.sh makes the environment once, by uv or by pip, prefers the small CPU wheels where
+they fit, and starts again after an interruption."""
 import os
 import shutil
 import subprocess
