@@ -5,26 +5,32 @@ memory layout, with default Adam, and with loss.item() in every step. Each loop 
 its own, in turn; the medians of the rounds are printed. On a busy machine ratios hold, single times
 do not.
 
+    python -m tools.benchmark --quick        # one round on few images, in a minute
     python -m tools.benchmark                # the MLP of vae.py, 784-400-20; seconds to 105.6 nats
     python -m tools.benchmark --model conv   # vae.py --arch conv
     python -m tools.benchmark --model gan    # gan.py --loss wgan-gp
+    python -m tools.benchmark --model flow   # flow.py
 """
 import ctrl_c  # without a traceback, even during these imports
 import argparse
 import copy
+import csv
+import io
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import flow
 import gan
 import vae
-from common import Data, Means, fail, load_data
+from common import Data, Means, fail, load_data, tell, watched, write_whole
 from run import Parser, make_scheduler, number, parse, path_text, pick_device, set_defaults
 
 SHAPE = (1, 28, 28)   # of an image of MNIST
@@ -33,8 +39,11 @@ LOOPS = {
     "vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours --amp to 105.6"),
     "conv": ("usual", *OURS, "matrix products"),
     "gan": ("usual", "ours", "ours --amp", "matrix products"),   # wgan-gp cannot be compiled
+    "flow": ("usual", "ours", "ours --amp", "matrix products"),
 }
-IMAGES = {"vae": 60_000, "conv": 6400, "gan": 1600}   # of a training epoch that is timed
+# Images of a training epoch that is timed.
+IMAGES = {"vae": 60_000, "conv": 6400, "gan": 1600, "flow": 1280}
+QUICK_IMAGES = {"vae": 10_000, "conv": 1280, "gan": 320, "flow": 320}
 TARGET = 105.6   # nats, where pytorch/examples ends after ten epochs
 TO_TARGET = {"epochs": 5, "lr": 8e-3, "lr_schedule": "onecycle"}   # chosen on held-out images
 
@@ -50,6 +59,8 @@ def flags():
                         help="use the first N training images")
     parser.add_argument("--rounds", type=number(int, 1), default=3, metavar="N",
                         help="how often each loop is timed")
+    parser.add_argument("--quick", action="store_true", help="one round on a sixth of the images")
+    parser.add_argument("--csv", type=path_text, metavar="FILE", help="write the table there, too")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     parser.add_argument("--loop", help="time this loop once, in this process, and print JSON")
     return parser
@@ -60,6 +71,8 @@ def settings_of_script(args):
     if args.model == "gan":
         settings = parse(gan.flags(), ["--loss=wgan-gp"], {})
         gan.set_defaults(settings)
+    elif args.model == "flow":
+        settings = parse(flow.flags(), ["--lr=1e-3", "--lr-schedule=constant"], {})
     else:
         network = "--arch=conv" if args.model == "conv" else "--hidden=400"
         settings = parse(vae.flags(), [network, "--lr=1e-3", "--lr-schedule=constant"], {})
@@ -159,6 +172,29 @@ def usual_gan(args):
     return train_epoch, no_test
 
 
+def usual_flow(args):
+    """The same flow, with a wait in every step."""
+    settings = settings_of_script(args)
+    train, _ = usual_loaders(args, settings.batch_size)
+    model = flow.build(SHAPE, 0, settings).to(args.device, memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def train_epoch():
+        model.train()
+        total = 0
+        for x, y in train:
+            x, y = x.to(args.device), y.to(args.device)
+            loss = flow.loss_terms(model, x, y, torch.rand_like(x)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), flow.MAX_GRADIENT)
+            optimizer.step()
+            total += len(x) * loss.item()
+        return total / len(train.dataset)
+
+    return train_epoch, no_test
+
+
 def our_data(args):
     """MNIST with the training images that usual_loaders has."""
     data = load_data("MNIST", args.data, args.device)
@@ -209,6 +245,24 @@ def our_gan(args):
     return train_epoch, no_test
 
 
+def our_flow(args):
+    """An epoch of flow.py."""
+    settings = settings_of_script(args)
+    data = our_data(args)
+    model = flow.build(SHAPE, len(data.classes), settings).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    scheduler = make_scheduler(optimizer, len(data.x_train), settings)
+
+    def train_epoch():
+        return flow.train_epoch(model, optimizer, scheduler, data, 1, settings)["train_loss"]
+
+    return train_epoch, no_test
+
+
+USUAL = {"vae": usual_vae, "conv": usual_vae, "gan": usual_gan, "flow": usual_flow}
+OUR = {"vae": our_vae, "conv": our_vae, "gan": our_gan, "flow": our_flow}
+
+
 class Recorder(TorchDispatchMode):
     """Remembers the large matrix products and convolutions that are done while it is active,
     those of the first and of the second derivatives included."""
@@ -238,7 +292,7 @@ def matrix_products(args):
     """The products of a few of our own steps, over and over, and nothing else."""
     few = argparse.Namespace(**vars(args))
     few.train_size = 640
-    train_epoch, _ = our_gan(few) if args.model == "gan" else our_vae(few)
+    train_epoch, _ = OUR[args.model](few)
     train_epoch()   # what is done only once is over
     with Recorder() as recorder:
         train_epoch()
@@ -260,8 +314,8 @@ def make_loop(args):
     if args.loop == "matrix products":
         return matrix_products(args)
     if args.loop.startswith("usual"):
-        return usual_gan(args) if args.model == "gan" else usual_vae(args)
-    return our_gan(args) if args.model == "gan" else our_vae(args)
+        return USUAL[args.model](args)
+    return OUR[args.model](args)
 
 
 # ---------------------------------------------------------------------------------- the clocks
@@ -343,10 +397,17 @@ def medians(results):
 
 # -------------------------------------------------------------------------------------- output
 
+def describe(loop, result):
+    """A line on a loop that was just timed."""
+    if is_race(loop):
+        return f"  {loop}: {result['seconds']:.1f} s"
+    return f"  {loop}: {result['train']:.2f} s to train, {result['test']:.2f} s to test"
+
+
 def show(table, args):
     """Print {loop: {name: number}} as a table in Markdown."""
     print(f"python -m tools.benchmark --model {args.model}: torch {torch.__version__}, "
-          f"{args.device}, {torch.get_num_threads()} threads, {args.train_size} images, "
+          f"{device_name(args)}, {torch.get_num_threads()} threads, {args.train_size} images, "
           f"median of {args.rounds}")
     print("| loop | train s | test s | images/s | epoch / usual | train / products | MB | loss |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -367,11 +428,35 @@ def show(table, args):
               f"test loss {result['test_loss']:.2f}{missed}")
 
 
+def device_name(args):
+    """The processor with what speeds up its products, or the GPU."""
+    if args.device.startswith("cuda"):
+        return torch.cuda.get_device_name(args.device)
+    known = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]   # from slow to fast
+    file = Path("/proc/cpuinfo")
+    words = file.read_text().split() if file.exists() else []
+    features = [name for name in known if name in words]
+    return " ".join([args.device, *features])
+
+
+def write_csv(path, table):
+    """The table with all its digits: a row for each loop."""
+    columns = ["train", "test", "MB", "train_loss", "test_loss", "seconds", "epochs"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["loop", *columns])
+    writer.writeheader()
+    for loop, result in table.items():
+        writer.writerow({"loop": loop} | result)
+    write_whole(path, text.getvalue().encode())
+
+
 def main(argv=(), **overrides):
     """Print the table. Returns {loop: {"train": seconds, "test": seconds, ...}}, medians; with
     --loop the result of that loop."""
     args = parse(flags(), argv, overrides)
     loops = LOOPS[args.model]
+    if args.quick:
+        args.rounds, args.train_size = 1, args.train_size or QUICK_IMAGES[args.model]
     if args.train_size is not None:   # no race is won on fewer images
         loops = [loop for loop in loops if not is_race(loop)]
     else:
@@ -387,11 +472,15 @@ def main(argv=(), **overrides):
 
     load_data("MNIST", args.data, train_size=args.train_size)   # or one line says why not
     results = {loop: [] for loop in loops}
-    for _ in range(args.rounds):
-        for loop in loops:
-            results[loop].append(time_in_process(loop, args))
+    turns = [*loops] * args.rounds
+    message = f"timing {len(loops)} loops in turn, each in a process of its own, {args.rounds} times"
+    for loop in watched(turns, len(turns), message):
+        results[loop].append(time_in_process(loop, args))
+        tell(describe(loop, results[loop][-1]))
     table = {loop: medians(rounds) for loop, rounds in results.items()}
     show(table, args)
+    if args.csv is not None:
+        write_csv(args.csv, table)
     return table
 
 

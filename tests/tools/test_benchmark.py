@@ -36,18 +36,23 @@ def flags(mnist_of_digits):
     """A function of a loop and flags: the args that the loops get."""
     def parsed(loop, **replaced):
         values = {"model": "vae", "data": mnist_of_digits, "device": "cpu", "train_size": 256,
-                  "rounds": 1, "loop": loop}
+                  "rounds": 1, "loop": loop, "quick": False, "csv": None}
         return SimpleNamespace(**values | replaced)
     return parsed
 
 
-def test_one_round(mnist_of_digits, capsys, monkeypatch):
+def test_one_round(mnist_of_digits, capsys, monkeypatch, tmp_path):
     """On 1,000 images: the loops reach the same loss within noise, and all of them are timed."""
     loops = ("usual", "ours", "matrix products")
     monkeypatch.setitem(benchmark.LOOPS, "vae", loops)
-    table = benchmark.main(rounds=1, train_size=1000, data=mnist_of_digits, device="cpu")
-    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    monkeypatch.setitem(benchmark.QUICK_IMAGES, "vae", 1000)
+    table = benchmark.main(quick=True, data=mnist_of_digits, device="cpu", csv=tmp_path / "a.csv")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in said[1:4]] == [*loops]   # as it goes on
+    title, _, _, *rows = said[4:]
     assert "1000 images, median of 1" in title
+    written = (tmp_path / "a.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in written] == ["loop", *loops]
     assert [row.split(" | ")[0] for row in rows] == [f"| {loop}" for loop in loops]
     for result in table.values():
         assert result["train"] > 0 and result["MB"] > 0
@@ -56,8 +61,9 @@ def test_one_round(mnist_of_digits, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("loop", ["usual", "ours --amp"])
-def test_gan_loops_run(loop, mnist_of_digits):
-    result = benchmark.main(model="gan", loop=loop, train_size=320, data=mnist_of_digits,
+@pytest.mark.parametrize("model", ["gan", "flow"])
+def test_other_loops_run(model, loop, mnist_of_digits):
+    result = benchmark.main(model=model, loop=loop, train_size=128, data=mnist_of_digits,
                             device="cpu")
     assert result["train"] > 0
 
