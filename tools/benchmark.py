@@ -473,7 +473,7 @@ def main(argv=(), **overrides):
     load_data("MNIST", args.data, train_size=args.train_size)   # or one line says why not
     results = {loop: [] for loop in loops}
     turns = [*loops] * args.rounds
-    message = f"timing {len(loops)} loops in turn, each in a process of its own, {args.rounds} times"
+    message = f"timing {len(loops)} loops in turn, {args.rounds} times, in processes of their own"
     for loop in watched(turns, len(turns), message):
         results[loop].append(time_in_process(loop, args))
         tell(describe(loop, results[loop][-1]))
