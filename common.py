@@ -21,16 +21,21 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+import processes
+
 
 def fail(message, status=2):
     """End the program with one line that names the flag or file and the remedy."""
-    tell(f"error: {' '.join(message.split())}", sys.stderr)
+    if processes.is_first_here():   # the others on this machine find the same
+        tell(f"error: {' '.join(message.split())}", sys.stderr)
     raise SystemExit(status)
 
 
 def tell(message, stream=None):
     """Print a line. A character that the terminal cannot show is escaped, and a terminal that is
-    gone ends nothing: a training outlives its output."""
+    gone ends nothing: a training outlives its output. Of several processes the first one speaks."""
+    if processes.rank() > 0 and stream is None:
+        return
     stream = stream or sys.stdout
     try:
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -78,7 +83,10 @@ def silence(stream):
 
 def write_whole(path, content):
     """Write bytes under another name and rename, so that a kill leaves no half of a file. Where
-    that cannot be, the program ends with one line, and the file is what it was."""
+    that cannot be, the program ends with one line, and the file is what it was. Of several
+    processes the first one writes."""
+    if processes.rank() > 0:
+        return
     path = Path(path)
     partial = path.with_name(f"{path.name}.part")
     try:
@@ -108,6 +116,19 @@ def has_package(name, purpose):
 
 # ---------------------------------------------------------------------------------------- data
 
+class Condition(NamedTuple):
+    """What is known of an image beside its label: a number, or an angle in degrees.
+
+    A model is told (value - mean) / deviation of a number, and cos and sin of an angle.
+    """
+    name: str
+    kind: str                # "number" or "angle"
+    low: float               # the least value that there is, and the greatest
+    high: float
+    mean: float = 0.0        # of a number, over the training set
+    deviation: float = 1.0
+
+
 class Data(NamedTuple):
     """A data set, all of it on one device."""
     name: str
@@ -116,10 +137,33 @@ class Data(NamedTuple):
     x_test: torch.Tensor
     y_test: torch.Tensor
     classes: list           # the names of the labels; empty where there are none
+    # Vectors that a conditional model is told, float (N, n_c): the label one-hot and, after it, the
+    # conditions; of each of these there may be none. None where it is told the label only.
+    v_train: torch.Tensor | None = None
+    v_test: torch.Tensor | None = None
+    conditions: tuple = ()
+
+    @property
+    def c_train(self):
+        """What a conditional model is told: labels (N,), or vectors (N, n_c)."""
+        return self.y_train if self.v_train is None else self.v_train
+
+    @property
+    def c_test(self):
+        """The same of the test images."""
+        return self.y_test if self.v_test is None else self.v_test
+
+    @property
+    def n_c(self):
+        """How many numbers a conditional model is told of an image; a label counts one-hot."""
+        return len(self.classes) if self.v_train is None else self.v_train.shape[1]
 
 
 def batches(x, y, batch_size, shuffle):
-    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short."""
+    """Yield (x in [0, 1], y) until every image was seen once; the last batch may be short.
+
+    y: labels or anything else of which there is a row for each image.
+    """
     n = len(x)
     order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
     for index in order.split(batch_size):
@@ -243,7 +287,9 @@ class Means:
         first_step = math.inf
         for name, sums in self.sums.items():
             sums = torch.stack(sums).cpu().double()   # many sums outgrow the 24 bits of a float
-            means[name] = (sums.sum() / self.counts[name]).item()
+            sums = processes.total(sums)
+            count = processes.total(torch.tensor(self.counts[name]))
+            means[name] = (sums.sum() / count).item()
             if math.isfinite(means[name]):
                 continue
             broken = (~sums.isfinite()).nonzero()[0].item()
@@ -261,9 +307,10 @@ class Means:
 
 # -------------------------------------------------------------------------------------- images
 def fixed_images(data, n):
-    """n test images in [0, 1] from the first to the last, and their labels: always the same."""
+    """n test images in [0, 1] from the first to the last, and what a conditional model is told of
+    them, their labels as a rule: always the same."""
     index = torch.linspace(0, len(data.x_test) - 1, n).long()
-    return data.x_test[index] / 255, data.y_test[index]
+    return data.x_test[index] / 255, data.c_test[index]
 
 
 def fixed_z(n, latent, device):
@@ -341,10 +388,10 @@ def save_grid(path, images, columns, names=(), heads=(), title=""):
     title = drawable(title)
 
     font = grid_font([*names, *heads, title])
-    if heads:
-        page = add_heads(page, heads, images.shape[3] + 2, font)
     if names:
         page = add_names(page, names, images.shape[2] + 2, font)
+    if heads:
+        page = add_heads(page, heads, images.shape[3] + 2, font)
     if title:
         page = add_title(page, title, font)
     content = io.BytesIO()
@@ -356,25 +403,25 @@ LINE = 18   # pixels from a line of text in a grid to the next
 
 
 def add_heads(page, heads, width, font):
-    """A Pillow image with texts above its columns, which are `width` pixels wide."""
+    """A Pillow image with texts above its last columns, which are `width` pixels wide."""
     from PIL import ImageDraw, ImageOps
     page = ImageOps.expand(page, (0, LINE, 0, 0), "white")
     draw = ImageDraw.Draw(page)
+    left = page.width - len(heads) * width
     for column, head in enumerate(heads):
-        middle = 1 + (column + 0.5) * width
+        middle = left - 1 + (column + 0.5) * width
         draw.text((middle, LINE / 2 + 1), head, "black", font, anchor="mm")
     return page
 
 
 def add_names(page, names, height, font):
-    """A Pillow image with names at the left of its last rows, which are `height` pixels high."""
+    """A Pillow image with names at the left of its rows, which are `height` pixels high."""
     from PIL import ImageDraw, ImageOps
     margin = max(int(font.getlength(name)) for name in names) + 8
     page = ImageOps.expand(page, (margin, 0, 0, 0), "white")
     draw = ImageDraw.Draw(page)
-    top = page.height - len(names) * height
     for row, name in enumerate(names):
-        middle = top + (row + 0.5) * height
+        middle = 2 + (row + 0.5) * height
         draw.text((margin - 4, middle), name, "black", font, anchor="rm")
     return page
 
@@ -527,15 +574,17 @@ def add_key(axes, dots, y, classes):
 
 # ------------------------------------------------------------------------------- reading data
 def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None,
-              skip_broken=False, background="white", say=tell):
-    """Read a data set by name or path, resize it and take subsets.
+              skip_broken=False, background="white", rotate=None, condition="label", say=tell):
+    """Read a data set by name or path, resize it, take subsets and turn the images.
 
     name: a key of READERS, an image folder or an .npz file; folder: where the named ones lie.
     Where a folder or file has no test part, a tenth of it becomes that (split_off_test); the first
     edition took every tenth of the sorted files, so its runs had another split. What was converted
     or left out is handed to `say`, a line each. Ends the program with one line if the data cannot
     be used. skip_broken: leave out damaged images of a folder; background: the colour on which its
-    transparent images are put, white or black.
+    transparent images are put, white or black. rotate: turn each image by an angle of its own, of
+    up to as many degrees. condition: what a conditional model is told: the label, the angle (that
+    is, all conditions that the images come with), both, none; None: all there is.
     """
     if not str(name).strip():
         fail("--dataset is empty; give the name of a data set, or a path")
@@ -550,35 +599,171 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
             x_train, y_train, x_test, y_test, classes = READERS[name](name, folder)
         except NotAvailable as error:
             fail(str(error))
-    elif os.path.isdir(path):
-        parts = read_folder(path, image_size, skip_broken, background, notes)
-        x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
-    elif os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
-        parts = read_npz(path, notes)
-        x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
+        values_train, values_test = torch.empty(len(x_train), 0), torch.empty(len(x_test), 0)
+        conditions = []
     else:
-        fail(f"--dataset {name} was not found; use {', '.join(READERS)}, the path of an image "
-             "folder or of an .npz file")
+        parts = read_path(path, image_size, skip_broken, background, notes)
+        x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
+        values_train, values_test = parts.values[~parts.is_test], parts.values[parts.is_test]
+        conditions = describe(parts.value_names, values_train)
+    if rotate is not None:
+        values_train = add_angles(values_train, rotate, seed=20)
+        values_test = add_angles(values_test, rotate, seed=21)
+        conditions.append(Condition("angle", "angle", -rotate, rotate))
 
-    x_train, y_train = random_subset(x_train, y_train, train_size, "--train-size")
-    x_test, y_test = random_subset(x_test, y_test, test_size, "--test-size")
+    keep = random_subset(len(x_train), train_size, "--train-size")
+    x_train, y_train, values_train = x_train[keep], y_train[keep], values_train[keep]
+    keep = random_subset(len(x_test), test_size, "--test-size")
+    x_test, y_test, values_test = x_test[keep], y_test[keep], values_test[keep]
     x_train, x_test = resize(x_train, image_size), resize(x_test, image_size)
+    if rotate is not None:
+        x_train, x_test = turn(x_train, values_train[:, -1]), turn(x_test, values_test[:, -1])
     for note in notes:
         say(printable(f"--dataset {path}: {note}"))
+
     name = path.name if os.path.isdir(path) else path.stem
-    return Data(printable(name), x_train.to(device), y_train.to(device),
+    data = Data(printable(name), x_train.to(device), y_train.to(device),
                 x_test.to(device), y_test.to(device), classes)
+    if condition in ("label", "none"):
+        conditions = []
+    if condition == "label" or (condition in (None, "both") and not conditions):
+        return data
+    n_labels = len(classes) if condition in (None, "both") else 0
+    v_train = vectors(y_train, n_labels, encode_values(values_train, conditions))
+    v_test = vectors(y_test, n_labels, encode_values(values_test, conditions))
+    return data._replace(v_train=v_train.to(device), v_test=v_test.to(device),
+                         conditions=tuple(conditions))
 
 
-def random_subset(x, y, size, flag):
-    """`size` images with their labels, in their order; all of them if size is None."""
+def read_path(path, image_size, skip_broken, background, notes):
+    """The Parts of an image folder or an .npz file, with a test part."""
+    if os.path.isdir(path):
+        parts = read_folder(path, image_size, skip_broken, background, notes)
+    elif os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
+        parts = read_npz(path, notes)
+    else:
+        fail(f"--dataset {path} was not found; use {', '.join(READERS)}, the path of an image "
+             "folder or of an .npz file")
+    if parts.is_test is None:
+        is_test = split_off_test(parts.y, f"--dataset {path}")
+        notes.append(f"no test part; {int(is_test.sum())} of {len(is_test)} images are that, a "
+                     "tenth of each class, drawn at random and always the same")
+        parts = parts._replace(is_test=is_test)
+    if parts.values is None:
+        parts = parts._replace(values=torch.empty(len(parts.x), 0))
+    return parts
+
+
+def random_subset(n, size, flag):
+    """Which `size` of n images to keep, in their order; all of them if size is None."""
     if size is None:
-        return x, y
-    if size > len(x):
-        fail(f"{flag} {size}: there are only {len(x)} images")
+        return slice(None)
+    if size > n:
+        fail(f"{flag} {size}: there are only {n} images")
     generator = torch.Generator().manual_seed(0)   # every --seed trains on the same images
-    keep = torch.randperm(len(x), generator=generator)[:size].sort().values
-    return x[keep], y[keep]
+    return torch.randperm(n, generator=generator)[:size].sort().values
+
+
+# Conditions: what is known of an image beside its label
+
+def describe(names, values):
+    """The Conditions with these names and values, (N, n), of the training images.
+
+    Where all values are 0 and 1, as of a label one-hot, they are told as they are.
+    """
+    conditions = []
+    for name, column in zip(names, values.double().T, strict=True):
+        low, high = column.min().item(), column.max().item()
+        mean, deviation = column.mean().item(), column.std(unbiased=False).item()
+        if ((column == 0) | (column == 1)).all():
+            mean, deviation = 0.0, 1.0
+        if deviation == 0:   # one value in all images tells nothing
+            deviation = 1.0
+        conditions.append(Condition(name, "number", low, high, mean, deviation))
+    return conditions
+
+
+def typical_values(conditions):
+    """The values (n,) that conditions have where none are named: their means, and an angle of 0."""
+    return torch.tensor([condition.mean for condition in conditions], dtype=torch.float64)
+
+
+def count_numbers(conditions):
+    """How many numbers a model is told of conditions: two of an angle."""
+    count = 0
+    for condition in conditions:
+        count += 2 if condition.kind == "angle" else 1
+    return count
+
+
+def in_words(condition, value):
+    """A value of a condition as it is printed: "30°"."""
+    if condition.kind == "angle":
+        return f"{round(value)}°"
+    return f"{value:.3g}"
+
+
+def encode_values(values, conditions):
+    """Values of conditions, (N, n) -> the numbers that a model is told of them, float (N, k)."""
+    columns = []
+    for i, condition in enumerate(conditions):
+        column = values[:, i].double()
+        if condition.kind == "angle":
+            angle = torch.deg2rad(column)
+            columns += [torch.cos(angle), torch.sin(angle)]   # 359 degrees is near to 0
+        else:
+            columns.append((column - condition.mean) / condition.deviation)
+    if not columns:
+        return torch.empty(len(values), 0)
+    return torch.stack(columns, dim=1).float()
+
+
+def decode_numbers(numbers, conditions):
+    """The way back: numbers (N, k) -> values of conditions, (N, n)."""
+    columns, i = [], 0
+    for condition in conditions:
+        if condition.kind == "angle":
+            columns.append(torch.rad2deg(torch.atan2(numbers[:, i + 1], numbers[:, i])))
+            i += 2
+        else:
+            columns.append(condition.mean + condition.deviation * numbers[:, i])
+            i += 1
+    return torch.stack(columns, dim=1)
+
+
+def vectors(y, n_labels, numbers):
+    """Labels y (B,) and further numbers (B, k) -> (B, n_labels + k): the label one-hot, then they.
+
+    n_labels: how many labels there are; 0 if the model is not told the label.
+    """
+    one_hot = y[:, None] == torch.arange(n_labels, device=y.device)   # (B, n_labels)
+    return torch.cat([one_hot, numbers], dim=1)
+
+
+def add_angles(values, degrees, seed):
+    """Values of conditions (N, n), and an angle for each image, uniform within -degrees and
+    degrees: (N, n + 1). Always the same, whatever --seed is."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(len(values), generator=generator, dtype=torch.float64)   # of the range
+    return torch.cat([values, ((2 * share - 1) * degrees)[:, None]], dim=1)
+
+
+def turn(x, angles):
+    """Turn images, uint8 (N, C, H, W), by angles in degrees (N,), to the left where they are
+    positive. The same as torchvision's rotate with bilinear interpolation, image by image, and many
+    times as fast."""
+    height, width = x.shape[2:]
+    turned = torch.empty_like(x)
+    for part in torch.arange(len(x)).split(1000):
+        angle = torch.deg2rad(angles[part]).float()
+        cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros(len(part))
+        # Where each pixel comes from: positions run from -1 to 1 along both sides.
+        to_source = torch.stack([cos, -sin * height / width, zero,
+                                 sin * width / height, cos, zero], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(to_source, list(x[part].shape), align_corners=False)
+        images = F.grid_sample(x[part].float(), grid, "bilinear", align_corners=False)
+        turned[part] = images.round().byte()
+    return turned
 
 
 # Named data sets
@@ -704,17 +889,21 @@ READERS = {
 }
 
 
-# What folders and files have in common: read_folder and read_npz return x, y, names, is_test.
-# x: uint8 (N, C, H, W). y: int64 (N,). names: of the labels; None if they have none; empty if there
-# are no labels. is_test: bool (N,); None if there is no test part.
+# What folders and files have in common
+
+class Parts(NamedTuple):
+    """What a folder or file holds."""
+    x: torch.Tensor                       # uint8 (N, C, H, W)
+    y: torch.Tensor                       # int64 (N,); zeros if there are no labels
+    names: list | None                    # of the labels; None if they have none; empty: no labels
+    is_test: torch.Tensor | None          # bool (N,); None if there is no test part
+    values: torch.Tensor | None = None    # of conditions, double (N, n)
+    value_names: tuple = ()
+
 
 def arrange(place, parts, notes):
-    """x, y, names, is_test of the data at `place` -> x_train, y_train, x_test, y_test, classes."""
-    x, y, names, is_test = parts
-    if is_test is None:
-        is_test = split_off_test(y, place)
-        notes.append(f"no test part; {int(is_test.sum())} of {len(y)} images are that, a tenth of "
-                     "each class, drawn at random and always the same")
+    """The Parts of the data at `place` -> x_train, y_train, x_test, y_test, classes."""
+    x, y, names, is_test = parts.x, parts.y, parts.names, parts.is_test
     x_train, y_train = x[~is_test], y[~is_test]
     x_test, y_test = x[is_test], y[is_test]
 
@@ -799,7 +988,8 @@ TEST_KEYS = {"x_test": "y_test", "X_test": "y_test", "test_images": "test_labels
 
 def read_npz(path, notes):
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W) with or without labels under TRAIN_KEYS and
-    TEST_KEYS; `classes`, the names of the labels, optional. An .npy file holds images only."""
+    TEST_KEYS; `classes`, the names of the labels, optional; conditions (see read_conditions). An
+    .npy file holds images only."""
     arrays = load_arrays(path, notes)
     found = [f"{key} {array.dtype} {array.shape}" for key, array in arrays.items()]
     found = f"--dataset {path} holds {', '.join(found) or 'no known names'}"
@@ -815,10 +1005,12 @@ def read_npz(path, notes):
     is_test = None
     if test is not None:
         is_test = torch.arange(len(x)) >= len(arrays[train])
+    values, value_names = read_conditions(arrays, [len(arrays[key]) for key in keys], found)
 
     label_keys = [(TRAIN_KEYS | TEST_KEYS)[key] for key in keys]
     if not any(key in arrays for key in label_keys):
-        return x, torch.zeros(len(x), dtype=torch.long), [], is_test
+        y = torch.zeros(len(x), dtype=torch.long)
+        return Parts(x, y, [], is_test, values, value_names)
     for image_key, key in zip(keys, label_keys, strict=True):
         if key not in arrays or arrays[key].shape[:1] != arrays[image_key].shape[:1]:
             fail(f"{found}; y_train and y_test must be whole numbers (N,), one for each image")
@@ -829,12 +1021,49 @@ def read_npz(path, notes):
         names = [as_text(name) for name in arrays["classes"].flat]
     y, names = to_labels(join(arrays, label_keys, found), names, found, notes)
     check_names(y, names, path)
-    return x, y, names, is_test
+    return Parts(x, y, names, is_test, values, value_names)
+
+
+def read_conditions(arrays, sizes, found):
+    """c_train and c_test, numbers (N, n) or (N,), a row for each image -> values (N, n), names.
+
+    sizes: how many images there are, [training, test]; only [all] where there is no test part, and
+    then c_train is of all. `conditions`, optional, has their names. None, () without conditions.
+    """
+    keys = ["c_train", "c_test"][:len(sizes)]
+    given = [key for key in ("c_train", "c_test") if key in arrays]
+    if not given:
+        return None, ()
+    must = f"{' and '.join(keys)} must be numbers (N, n), a row for each image"
+    if given != keys:
+        fail(f"{found}; {must}; add what is missing, or remove {', '.join(given)}")
+    parts = []
+    for key, size in zip(keys, sizes, strict=True):
+        part = arrays[key]
+        if part.ndim == 1:
+            part = part[:, None]
+        if part.ndim != 2 or part.shape[1] == 0 or part.dtype.kind not in "biuf":
+            fail(f"{found}; {must}")
+        if len(part) != size:
+            fail(f"{found}; {must}; {key} has {len(part)} rows for {size} images")
+        if not np.isfinite(part).all():
+            fail(f"{found}; {key} has values that are not finite; repair or remove those images")
+        parts.append(torch.from_numpy(part.astype(np.float64)))
+    n = parts[0].shape[1]
+    if parts[-1].shape[1] != n:
+        fail(f"{found}; c_train and c_test must agree in all but N")
+    names = [f"c{i + 1}" for i in range(n)]
+    if "conditions" in arrays:
+        names = [printable(as_text(name)) for name in arrays["conditions"].flat]
+    if len(names) != n or len(set(names)) != n:
+        fail(f"{found}; `conditions` must have {n} different names, one for each column of c_train")
+    return torch.cat(parts), tuple(names)
 
 
 def load_arrays(path, notes):
-    """{name: array} of images, labels and `classes`; nothing else in the file is read."""
-    wanted, arrays = {"y_train", "y_test", "classes"}, {}
+    """{name: array} of images, labels, conditions and names; nothing else in the file is read."""
+    wanted = {"y_train", "y_test", "classes", "c_train", "c_test", "conditions"}
+    arrays = {}
     try:
         file = np.load(path, allow_pickle=False)   # a pickle could run any code
         if isinstance(file, np.ndarray):
@@ -1031,7 +1260,7 @@ def read_folder(root, size, skip_broken, background, notes):
         notes.append(f"{len(deeper)} images lie in deeper folders (first: "
                      f"{deeper[0].relative_to(root)}); the first folder is their class")
     is_test = None if test is None else torch.tensor(is_test)
-    return x, y, names, is_test
+    return Parts(x, y, names, is_test)
 
 
 def find_parts(root, left_out):

@@ -19,6 +19,7 @@ from networks import conv_decoder, conv_encoder
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import save_latent_map, save_loss_curves, save_reconstructions, set_defaults
+from run import add_condition_flags, sample_grid
 from run import warn_of_collapse
 
 PREFIX = {"cvae": "", "vae": "vae_"}   # of a model's columns in the log
@@ -27,56 +28,57 @@ PREFIX = {"cvae": "", "vae": "vae_"}   # of a model's columns in the log
 # --------------------------------------------------------------------------------------- model
 
 class CVAE(nn.Module):
-    """The encoder q(z|x,y) = N(mu, diag(exp(logvar))) and the decoder p(x|z,y).
+    """The encoder q(z|x,c) = N(mu, diag(exp(logvar))) and the decoder p(x|z,c).
 
-    y (B,) are labels below `classes`; with no classes it is the twin, and does not look at y.
+    c: labels (B,), or vectors (B, n_c); with n_c = 0 it is the twin, and does not look at c.
     shape: (C, H, W) of the images. For a prior other than N(0, I) add a method prior() that
     returns a distribution over z (latent,), and use it in loss_terms and save_figures.
     """
 
-    def __init__(self, shape, classes, args):
+    def __init__(self, shape, n_c, args):
         super().__init__()
-        self.classes = classes
+        self.n_c = n_c
         self.args = args
         channels, height, width = shape
         outputs = channels
         if args.likelihood != "bernoulli" and args.sigma == "pixel":
             outputs = 2 * channels                  # a mean and a sigma for every pixel
-        n_x = math.prod(shape) + classes            # numbers that the encoder sees
-        n_z = args.latent + classes                 # numbers that the decoder sees
+        n_x = math.prod(shape) + n_c                # numbers that the encoder sees
+        n_z = args.latent + n_c                     # numbers that the decoder sees
 
         if args.arch == "mlp":
             self.encoder = mlp(n_x, 2 * args.latent, args)
             self.decoder = mlp(n_z, outputs * height * width, args)
             self.decoder.append(nn.Unflatten(1, (outputs, height, width)))
         else:
-            self.encoder = conv_encoder(channels + classes, height, width, args)
+            self.encoder = conv_encoder(channels + n_c, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
         if args.likelihood != "bernoulli" and args.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.tensor(-1.0))
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
-    def with_label(self, h, y):
-        """h (B, n, ...), y (B,) -> (B, n + classes, ...): the label one-hot, in constant planes."""
-        one_hot = y[:, None] == torch.arange(self.classes, device=y.device)    # (B, classes)
+    def with_condition(self, h, c):
+        """h (B, n, ...), c -> (B, n + n_c, ...): labels one-hot; in constant planes of an image."""
+        if c.ndim == 1:                                                        # labels
+            c = c[:, None] == torch.arange(self.n_c, device=c.device)          # (B, n_c)
         if h.ndim == 4:                                                        # a plane each
-            one_hot = one_hot[:, :, None, None].expand(-1, -1, h.shape[2], h.shape[3])
-        return torch.cat([h, one_hot], dim=1)
+            c = c[:, :, None, None].expand(-1, -1, h.shape[2], h.shape[3])
+        return torch.cat([h, c[:, :self.n_c]], dim=1)
 
-    def encode(self, x, y):
+    def encode(self, x, c):
         """Images (B, C, H, W) in [0, 1] -> mu, logvar of the posterior q, (B, latent) each.
 
         logvar is the log of the variance: the standard deviation is exp(0.5 * logvar).
         """
         if self.args.arch == "mlp":
             x = x.flatten(1)                                # (B, C * H * W)
-        h = self.encoder(self.with_label(x, y)).float()     # (B, 2 * latent), float32 under --amp
+        h = self.encoder(self.with_condition(x, c)).float()  # (B, 2 * latent), float32 under --amp
         mu, logvar = h.chunk(2, dim=1)                      # (B, latent) each
         return mu, logvar.clamp(-15, 15)                    # far from the overflow of exp
 
-    def decode(self, z, y):
+    def decode(self, z, c):
         """Codes (B, latent) -> a distribution over images (C, H, W), of batch shape (B,)."""
-        h = self.decoder(self.with_label(z, y)).float()     # (B, C or 2C, H, W)
+        h = self.decoder(self.with_condition(z, c)).float()  # (B, C or 2C, H, W)
         if self.args.likelihood == "bernoulli":
             # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
@@ -102,22 +104,22 @@ def mlp(n_in, n_out, args):
     return nn.Sequential(*layers)
 
 
-def build(shape, classes, args):
+def build(shape, n_c, args):
     """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
-    return CVAE(shape, classes, args)
+    return CVAE(shape, n_c, args)
 
 
 # ---------------------------------------------------------------------------------------- loss
 
-def loss_terms(model, x, y, eps):
+def loss_terms(model, x, c, eps):
     """Reconstruction and KL, in nats per image (B,), whose sum is the negative ELBO; and mu.
 
     eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
     autoencoder.
     """
-    mu, logvar = model.encode(x, y)
+    mu, logvar = model.encode(x, c)
     z = mu + torch.exp(0.5 * logvar) * eps          # a draw from the posterior q
-    p = model.decode(z, y)
+    p = model.decode(z, c)
     check_images(p, x)
     recon = -p.log_prob(x)                          # minus the log-likelihood
     kl = gaussian_kl(mu, logvar)                    # KL(q || p(z)), with p(z) = N(0, I)
@@ -128,11 +130,11 @@ def loss_terms(model, x, y, eps):
 
 # --------------------------------------------------------------------------------------- train
 
-def backward(model, x, y, eps, beta, args):
+def backward(model, x, c, eps, beta, args):
     """The gradient of one batch; train_epoch takes the step. Returns terms of the log, (B,)."""
     loss_fn = compiled(loss_terms) if args.compile else loss_terms
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-        recon, kl, _ = loss_fn(model, x, y, eps)
+        recon, kl, _ = loss_fn(model, x, c, eps)
     objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
@@ -145,13 +147,13 @@ def train_epoch(models, optimizer, scheduler, data, epoch, args):
     beta = beta_at(epoch, args)
     means = Means()
     models.train()
-    for x, y in progress(batches(data.x_train, data.y_train, args.batch_size, shuffle=True)):
+    for x, c in progress(batches(data.x_train, data.c_train, args.batch_size, shuffle=True)):
         if args.binarize == "dynamic":
             x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
         optimizer.zero_grad()
         for name, model in models.items():      # the same images, the same noise
-            means.add(backward(model, x, y, eps, beta, args), PREFIX[name])
+            means.add(backward(model, x, c, eps, beta, args), PREFIX[name])
         optimizer.step()
         if args.lr_schedule != "plateau":
             scheduler.step()
@@ -167,8 +169,8 @@ def evaluate(model, data, epoch, args):
     means = Means()
     mus = []
     model.eval()
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        recon, kl, mu = loss_terms(model, x, y, draw_eps(x, args, noise))
+    for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
+        recon, kl, mu = loss_terms(model, x, c, draw_eps(x, args, noise))
         means.add({"test_loss": recon + kl, "test_recon": recon, "test_kl": kl})
         mus.append(mu)
     return means.compute(f"epoch {epoch}") | {"active": active_units(torch.cat(mus))}
@@ -182,10 +184,8 @@ def save_figures(models, data, run):
     models.eval()
     save_reconstructions(run, data, models.values())
     z = fixed_z(64, run.args.latent, data.x_test.device)         # the same in every epoch
-    classes = data.classes[:20]                                  # what fits on a page: a row each
-    y = torch.arange(len(classes), device=z.device).repeat_interleave(8)
-    images = models["cvae"].decode(z[:8].repeat(len(classes), 1), y).mean
-    save_grid(run.figure("sample"), images, 8, classes)
+    cvae_z, c, texts = sample_grid(z, data)                      # a class per row
+    save_grid(run.figure("sample"), models["cvae"].decode(cvae_z, c).mean, **texts)
     if "vae" in models:
         images = models["vae"].decode(z, torch.zeros(64, device=z.device)).mean
         save_grid(run.figure("sample_vae"), images, 8)
@@ -198,7 +198,7 @@ def save_figures(models, data, run):
 
 def flags():
     parser = Parser(__file__, __doc__)
-    add_model_flags(parser).add_argument("--no-baseline", action="store_true", help="no twin")
+    add_condition_flags(add_model_flags(parser))
     add_training_flags(parser)      # loss, optimiser, data, run
     return parser
 
@@ -208,15 +208,15 @@ def main(argv=(), **overrides):
     """Train: main(["--latent=2"]) or main(latent=2). Returns the model and the log."""
     args = parse(flags(), argv, overrides)
     check_flags(args)
-    data = load_run_data(args, needs_labels=True)
+    data = load_run_data(args, conditional=True)
     set_defaults(args, data)
     data = binarize(data, args)
     check_size(build, data, args)
 
     models = nn.ModuleDict()
-    for name, classes in (("cvae", len(data.classes)), ("vae", 0)):
+    for name, n_c in (("cvae", data.n_c), ("vae", 0)):
         torch.manual_seed(args.seed)    # the twin's run is vae.py's, but with dropout or plateau
-        models[name] = build(data.x_train.shape[1:], classes, args).to(data.x_train.device)
+        models[name] = build(data.x_train.shape[1:], n_c, args).to(data.x_train.device)
     if args.no_baseline:
         del models["vae"]
     optimizer = torch.optim.Adam(models.parameters(), lr=args.lr, fused=True)

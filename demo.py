@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import cvae
-from common import READERS, NotAvailable, fail
+from common import READERS, NotAvailable, fail, tell
 from run import Parser, guarded, new_folder, number, parse, path_text
+
+DIGITS_EPOCHS = 80   # some 15 seconds: 1,500 images are few, and ten epochs of them show smudges
 
 
 def flags():
@@ -29,7 +31,8 @@ def has_mnist(folder):
     try:
         READERS["MNIST"]("MNIST", folder)
     except NotAvailable as error:
-        print(f"going on with the built-in digits: {error}")
+        reason = " ".join(str(error).split())
+        tell(f"going on with the built-in digits: {reason}")
         return False
     return True
 
@@ -73,7 +76,7 @@ def main(argv=(), **overrides):
     if has_mnist(args.data):
         dataset, train_size, test_size, epochs = "MNIST", 6000, 1000, 10
     else:
-        dataset, train_size, test_size, epochs = "digits", None, None, 80   # there are only 1,500
+        dataset, train_size, test_size, epochs = "digits", None, None, DIGITS_EPOCHS
 
     folder = args.out or own_folder(f"results/demo-{dataset}")
     model, log = cvae.main(dataset=dataset, data=args.data, train_size=train_size,

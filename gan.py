@@ -29,6 +29,7 @@ from common import (
     write_whole,
 )
 from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
+from processes import average_gradients, own_rows
 from run import (
     Parser,
     Run,
@@ -240,12 +241,12 @@ GENERATOR_LOSS = {"gan": gan_generator, "lsgan": lsgan_generator, "wgan-gp": wga
 THRESHOLD = {"gan": 0.0, "lsgan": 0.5}
 
 
-def gradient_penalty(discriminator, real_images, fake_images, y):
+def gradient_penalty(discriminator, real_images, fake_images, y, alpha):
     """(|grad D| - 1)^2 at a point between each real image and a fake one, (B,).
 
-    One alpha and one norm per image. Its own gradient is a second derivative of the critic.
+    alpha (B, 1, 1, 1), from 0 to 1: where between them, one number and one norm per image. The
+    penalty's own gradient is a second derivative of the critic.
     """
-    alpha = torch.rand(len(real_images), 1, 1, 1, device=real_images.device)
     mixed = torch.lerp(fake_images, real_images, alpha).requires_grad_()
     gradient = torch.autograd.grad(discriminator(mixed, y).sum(), mixed, create_graph=True)[0]
     return (gradient.flatten(1).norm(dim=1) - 1).square()
@@ -273,6 +274,10 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
     Returns terms of the log, (B,) each; d_loss is without the penalty.
     """
     z = torch.randn(len(x), args.latent, device=x.device)
+    alpha = torch.zeros(len(x), 1, 1, 1, device=x.device)
+    if args.loss == "wgan-gp":
+        alpha.uniform_()                                       # one for each image
+    x, y, z, alpha = own_rows(x, y, z, alpha)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
         with torch.no_grad():                                  # the generator does not learn here
             fake_images = generator(z, y).float()
@@ -280,9 +285,11 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
         loss = DISCRIMINATOR_LOSS[args.loss](real, fake)
         objective = loss
         if args.loss == "wgan-gp":
-            objective = loss + LAMBDA * gradient_penalty(discriminator, x, fake_images, y)
+            penalty = gradient_penalty(discriminator, x, fake_images, y, alpha)
+            objective = loss + LAMBDA * penalty
     optimizer.zero_grad()
     objective.mean().backward()
+    average_gradients(discriminator, len(x))
     optimizer.step()
 
     terms = {"d_loss": loss, "d_real": real, "d_fake": fake}
@@ -297,11 +304,13 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
 def generator_step(generator, discriminator, optimizer, y, args):
     """2. The generator wants high logits for its images. Returns terms of the log, (B,) each."""
     z = torch.randn(len(y), args.latent, device=y.device)
+    y, z = own_rows(y, z)
     discriminator.requires_grad_(False)                        # spare gradients that nobody needs
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.amp):
         loss = GENERATOR_LOSS[args.loss](discriminator(generator(z, y), y))
     optimizer.zero_grad()
     loss.mean().backward()
+    average_gradients(generator, len(y))
     optimizer.step()
     discriminator.requires_grad_(True)
     return {"g_loss": loss}
@@ -449,7 +458,7 @@ def save_figures(generator, data, run):
     y = torch.zeros(100, dtype=torch.long, device=device)      # class 0, if conditional
     title = "the plane through four random z (its corners), interpolated on the sphere"
     if args.conditional:
-        title = f"{shortened(data.classes[0])}: {title}"
+        title = f"class {shortened(data.classes[0])}: {title}"
     shares = [f"{i / 9:.2f}" for i in range(10)]               # of the way
     save_grid(run.figure("interpolation"), generator.picture(plane, y), 10, shares, shares, title)
     save_loss_curves(run)

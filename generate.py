@@ -1,7 +1,8 @@
-"""Images from a trained model: a run folder or a checkpoint of vae.py, cvae.py, gan.py or a copy.
+"""Images from a trained model: a run or a checkpoint of vae.py, cvae.py, gan.py, flow.py or a copy.
 
     python generate.py results/vae-MNIST                         # 64 samples from the prior
     python generate.py results/cvae-MNIST --digit 9              # samples of one class
+    python generate.py results/cvae-MNIST --sweep angle          # of a run with --rotate
     python generate.py results/vae-MNIST --interpolate 0 7       # between two test images
     python generate.py results/models/cvae-mnist.pt --classes    # a model that needs no data
     python generate.py results/cvae-MNIST --explore              # a page to move around in
@@ -9,11 +10,13 @@
 Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
 """
 import ctrl_c  # without a traceback, even during these imports
+import argparse
 import contextlib
 import functools
 import importlib
 import io
 import math
+import os
 import re
 import sys
 import tempfile
@@ -25,17 +28,23 @@ from torch import nn
 from torch.distributions import Bernoulli, Normal
 
 from common import (
+    add_key,
     batches,
     binarize,
+    decode_numbers,
     fail,
     gaussian_kl,
     has_package,
+    in_words,
+    is_at_hand,
     load_data,
-    plain_text,
     printable,
     save_grid,
     save_latent,
+    scatter_by_class,
     shortened,
+    spherical,
+    straight,
     tell,
     write_whole,
 )
@@ -53,7 +62,7 @@ from run import (
     pick_device,
     run_folder,
 )
-from tools.explorer import save_explorer
+from tools.explorer import Dots, save_explorer
 
 SEED_STEP = 1_000_003   # from the seeds of one --seed to those of the next
 
@@ -64,7 +73,7 @@ class Source:
     """A trained model and what its images need; the data are read only if an image asks for them.
 
     models: {prefix: run.Trained}, of which `model` is the one that is not the twin; label: the
-    index of --class, or None.
+    index of --class, or None; settings: the values of --angle and --set, {name: value}.
     """
 
     def __init__(self, args):
@@ -74,13 +83,19 @@ class Source:
         self.card = self.checkpoint["data"]          # name, shape and classes of the data
         self.names = self.card["classes"]            # of the classes
         self.model = self.models[""]
-        self.latent = self.model.args.latent
+        self.latent = self.model.latent
         self.folder = run_folder(args.run)
         self.dataset = args.dataset or self.model.args.dataset
         self.data_folder = args.data or self.model.args.data
         self.label = None
         if args.label is not None:
             self.label = self.index_of("--class", args.label)
+        self.settings = dict(args.set or [])
+        if args.angle is not None:
+            self.settings["angle"] = args.angle
+        for name, value in self.settings.items():
+            index = self.index_of_condition("--angle" if name == "angle" else "--set", name)
+            self.model.values[index] = value
 
     def index_of(self, flag, name):
         """The label of a class that a flag names; ends the program if there is none."""
@@ -90,6 +105,30 @@ class Source:
                 known.append("...")
             fail(f"{flag} {on_page(name)}: the classes are {', '.join(known) or 'none'}")
         return self.names.index(name)
+
+    def index_of_condition(self, flag, name):
+        """Which of the model's conditions a flag names; ends the program if it has none."""
+        known = [condition.name for condition in self.model.conditions]
+        if name not in known:
+            has = f"is told {', '.join(known)}" if known else "is told no condition"
+            fail(f"{flag}: the {self.model.name} of {self.script} {has}, and not "
+                 f"{on_page(name)}; train one with cvae.py --rotate 90, or on an .npz with c_train")
+        return known.index(name)
+
+    def settings_in_words(self):
+        """"angle 30°", or "" where no condition is set."""
+        words = []
+        for condition, value in zip(self.model.conditions, self.model.values, strict=True):
+            if condition.name in self.settings:
+                words.append(f"{condition.name} {in_words(condition, value.item())}")
+        return ", ".join(words)
+
+    def settings_in_name(self):
+        """"_angle30" for a file name; "" where no condition is set."""
+        parts = []
+        for name, value in self.settings.items():
+            parts.append(f"_{harmless(name)}{value:g}")
+        return "".join(parts)
 
     @functools.cached_property
     def data(self):
@@ -135,7 +174,7 @@ def has_standard_kl(source):
     eps = torch.randn(4, source.latent, generator=generator).to(source.device)
     try:
         mu, logvar = model.encode(x, y)
-        terms = own_loss_terms(source.module, model.model, x, y, eps)
+        terms = own_loss_terms(source.module, model.model, x, model.told(y), eps)
         return torch.allclose(terms[1], gaussian_kl(mu, logvar), rtol=1e-4, atol=1e-4)
     except Exception:   # a copy's loss may take or return anything, and then it is not this one
         return False
@@ -229,16 +268,16 @@ def spread(source):
 def codes(model, data):
     """mu and logvar of all test images, (N, latent) each, on the CPU."""
     mus, logvars = [], []
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        mu, logvar = model.encode(x, y)
+    for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
+        mu, logvar = model.encode(x, c)
         mus.append(mu.cpu())
         logvars.append(logvar.cpu())
     return torch.cat(mus), torch.cat(logvars)
 
 
 def draw(model, z, y, args):
-    """Codes z (B, latent), labels y (B,) -> images (B, C, H, W) on the CPU: the mean of p(x|z,y)
-    or, with --show sample, a draw from it."""
+    """Codes z (B, latent), labels (B,) or vectors (B, n_c) y -> images (B, C, H, W) on the CPU: the
+    mean of p(x|z,y) or, with --show sample, a draw from it."""
     device = next(model.model.parameters()).device
     z, y = z.to(device), y.to(device)
     images = []
@@ -273,31 +312,10 @@ def most_active(model, deviation):
     decoder = getattr(model.model, "decoder", None)
     first = decoder[0] if isinstance(decoder, nn.Sequential) else None
     latent = len(deviation)
-    if not isinstance(first, nn.Linear) or first.in_features != latent + model.classes:
+    if not isinstance(first, nn.Linear) or first.in_features != latent + model.n_c:
         return torch.arange(latent)
-    weight = first.weight[:, :latent].cpu()   # those of z; those of the label follow
+    weight = first.weight[:, :latent].cpu()   # those of z; those of the condition follow
     return (weight.norm(dim=0) * deviation).argsort(descending=True)
-
-
-def straight(a, b, steps):
-    """(d,), (d,) -> (steps, d) on the line from a to b."""
-    return torch.lerp(a, b, torch.linspace(0, 1, steps)[:, None])
-
-
-def spherical(a, b, steps):
-    """(d,), (d,) -> (steps, d) on the great circle from a to b, the length in proportion.
-
-    Between two draws from N(0, I) it keeps a length that such draws have, which a straight line
-    does not (White 2016, arXiv 1609.04468).
-    """
-    t = torch.linspace(0, 1, steps)[:, None]
-    cosine = a @ b / (a.norm() * b.norm())
-    angle = torch.acos(cosine.clamp(-1, 1))
-    if not angle.sin() >= 1e-4:   # one direction, opposite ones or, of 0, none (nan): no circle
-        return straight(a, b, steps)
-    direction = torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm()
-    length = torch.lerp(a.norm(), b.norm(), t)
-    return direction / angle.sin() * length
 
 
 def places_on_axis(steps, span=None):
@@ -310,12 +328,17 @@ def places_on_axis(steps, span=None):
 
 # ----------------------------------------------------------------------------------------- files
 
+def harmless(name):
+    """A name as a part of a file name: short, of harmless characters."""
+    return re.sub(r"[^\w.-]+", "-", name)[:40]
+
+
 def file_name(source, label):
     """A class as a part of a file name: short, of harmless characters, and like no other's.
 
     A class may be called T-shirt/top, which is no file name, or a million characters.
     """
-    names = [re.sub(r"[^\w.-]+", "-", name)[:40] for name in source.names]
+    names = [harmless(name) for name in source.names]
     own = names[label]
     if names.count(own) > 1:
         own = f"{own}-{label}"
@@ -333,10 +356,10 @@ def enlarge(images, scale):
     return images.repeat_interleave(n, 2).repeat_interleave(n, 3)
 
 
-def save_images(args, name, images, columns, names=()):
-    """Write images (N, C, H, W) as NAME.png, the names of the rows at the left."""
+def save_images(args, name, images, columns, **texts):
+    """Write images (N, C, H, W) as NAME.png; texts: names of rows, heads of columns, title."""
     path = args.out / f"{name}.png"
-    save_grid(path, enlarge(images, args.scale), columns, [on_page(name) for name in names])
+    save_grid(path, enlarge(images, args.scale), columns, **texts)
     tell(f"{path}")
 
 
@@ -346,18 +369,22 @@ def save_map(args, name, points, data, index, title):
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     y = data.y_test[index].cpu()
-    colors = "tab10" if len(data.classes) <= 10 else "tab20"
-    dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=y, cmap=colors)
-    if 1 < len(data.classes) <= 20:   # with more classes than colours no key would help
-        names = [plain_text(printable(data.classes[label])) for label in y.unique()]
-        axes.legend(dots.legend_elements(num=None)[0], names, loc="center left",
-                    bbox_to_anchor=(1, 0.5))
+    dots = scatter_by_class(axes, torch.as_tensor(points), y, data.classes)
+    add_key(axes, dots, y, data.classes)
     axes.set(title=title, xticks=[], yticks=[])
     path = args.out / f"{name}.png"
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
     tell(f"{path}")
+
+
+def save_frame(path, args, images, columns, title):
+    """Write images (N, C, H, W) as a page of a film, at least 256 pixels wide."""
+    images = enlarge(images, args.scale)
+    n = math.ceil(256 / (columns * images.shape[3]))
+    images = images.repeat_interleave(n, 2).repeat_interleave(n, 3)
+    save_grid(path, images, columns, title=title)
 
 
 def save_gif(args, name, pages):
@@ -382,7 +409,14 @@ def samples(source, args):
     name = f"samples_{n}"
     if source.label is not None:
         name = f"samples_{file_name(source, source.label)}_{n}"
-    save_images(args, name, draw(source.model, z, y, args), args.columns)
+    name += source.settings_in_name() + temperature_in_name(args)
+    save_images(args, name, draw(source.model, args.temperature * z, y, args), args.columns,
+                title=source.settings_in_words())
+
+
+def temperature_in_name(args):
+    """"_t0.7" for a file name; nothing at temperature 1."""
+    return "" if args.temperature == 1 else f"_t{args.temperature:g}"
 
 
 def classes(source, args):
@@ -394,44 +428,146 @@ def classes(source, args):
         z, y = draw_codes(source, range(args.columns), label, args.seed)
         zs.append(z)
         ys.append(y)
-    images = draw(source.model, torch.cat(zs), torch.cat(ys), args)
-    save_images(args, "classes", images, args.columns, source.names)
+    images = draw(source.model, args.temperature * torch.cat(zs), torch.cat(ys), args)
+    name = "classes" + source.settings_in_name() + temperature_in_name(args)
+    save_images(args, name, images, args.columns, names=source.names,
+                title=source.settings_in_words())
+
+
+def sweep(source, args):
+    """--sweep NAME: a condition from its least to its greatest value, one class per row, all at one
+    z: as a strip, and as a film."""
+    index = source.index_of_condition("--sweep", args.sweep)
+    condition = source.model.conditions[index]
+    labels = chosen_labels(source, range(len(source.names)))
+    z, names = [], []
+    for label in labels:
+        own_z, _ = draw_codes(source, [0], label if source.names else None, args.seed)
+        z.append(own_z)
+        if source.model.classes > 0:
+            names.append(source.names[label])
+    z, y = torch.cat(z), torch.tensor(labels)
+
+    places = torch.linspace(condition.low, condition.high, args.steps).tolist()
+    columns = images_at(source, index, places, z, y, args)
+    heads = [in_words(condition, place) for place in places]
+    name = f"sweep_{harmless(condition.name)}"
+    if source.label is not None:
+        name += f"_{file_name(source, source.label)}"
+    rows = torch.stack(columns, dim=1).flatten(0, 1)   # class by class
+    save_images(args, name, rows, args.steps, names=names, heads=heads, title=condition.name)
+
+    places = torch.linspace(condition.low, condition.high, 3 * args.steps).tolist()
+    with tempfile.TemporaryDirectory() as scratch:
+        pages = []
+        for i, images in enumerate(images_at(source, index, places, z, y, args)):
+            page = Path(scratch, f"{i}.png")
+            title = f"{condition.name} {in_words(condition, places[i])}"
+            save_frame(page, args, images, min(len(images), 5), title)
+            pages.append(page)
+        save_gif(args, f"{name}.gif", pages + pages[::-1])
+
+
+def images_at(source, index, places, z, y, args):
+    """[images (B, C, H, W), ...] of codes z and labels y, for each place of condition `index`."""
+    images = []
+    for place in places:
+        source.model.values[index] = place
+        images.append(draw(source.model, z, y, args))
+    return images
 
 
 def interpolate(source, args):
     """--interpolate A B, --digits A B: from one test image to another, with the images at both
-    ends; of a model without an encoder between the codes of samples A and B."""
+    ends; of a GAN, which has no codes of images, between the codes of samples A and B."""
     model = source.model
-    if model.has_encoder:
+    if model.has_encoder or model.is_flow:
         a, b = end_images(source, args)
         x, y = source.data.x_test[[a, b]] / 255, source.data.y_test[[a, b]]
-        ends, _ = model.encode(x, y)
-        ends, x = ends.cpu(), x.cpu()
+        told = source.data.c_test[[a, b]]
+        ends = end_codes(source, x, told)
+        x = x.cpu()
         labels = y.unique().tolist()   # a CVAE goes the way with both labels
+        taken = f"{image_in_words(source.data, a)}, to {image_in_words(source.data, b)}"
     else:
         a, b = args.interpolate
         ends, _ = draw_codes(source, [a, b], None, args.seed)
         x = torch.empty(0, *source.card["shape"])
-        labels = [0]
-    labels = chosen_labels(source, labels)
+        labels, told = [0], None
+        taken = f"sample {a} to sample {b} of --seed {args.seed}"
+    told = told_on_way(source, labels, told)
+    name = f"interpolation_{a}_{b}"
+    if args.digits is not None:
+        first = source.index_of("--digits", args.digits[0])
+        last = source.index_of("--digits", args.digits[1])
+        name = f"interpolation_{file_name(source, first)}_{file_name(source, last)}"
+    name += source.settings_in_name()
 
     if args.gif:
+        if model.is_flow:
+            ends = end_codes(source, x, told[0].repeat_interleave(2, 0))
         z = spherical(ends[0], ends[1], args.steps)
-        images = draw(model, z, torch.full((args.steps,), labels[0]), args)
-        save_walk(args, f"interpolation_{a}_{b}.gif", images)
+        images = draw(model, z, told[0].repeat_interleave(args.steps, 0), args)
+        save_walk(args, f"{name}.gif", images)
+        tell(f"from {taken}")
         return
 
     rows, names = [], []
-    for label in labels:
+    for c in told:
+        if model.is_flow:   # with the label of the whole row it gives both ends back
+            ends = end_codes(source, x, c.repeat_interleave(2, 0))
         for way in (straight, spherical):
             z = way(ends[0], ends[1], args.steps)
-            images = draw(model, z, torch.full((args.steps,), label), args)
+            images = draw(model, z, c.repeat_interleave(args.steps, 0), args)
             rows.append(torch.cat([x[:1], images, x[1:]]))
-            name = way.__name__
-            if model.classes > 0:
-                name = f"{name}, {source.names[label]}"
-            names.append(name)
-    save_images(args, f"interpolation_{a}_{b}", torch.cat(rows), len(rows[0]), names)
+            names.append(", ".join([way.__name__, *told_in_words(source, c)]))
+    save_images(args, name, torch.cat(rows), len(rows[0]), names=names, title=f"from {taken}")
+    tell(f"from {taken}")
+
+
+def told_on_way(source, labels, c):
+    """What a model is told along the ways of an interpolation, (1,) or (1, n_c) each: what --class,
+    --angle and --set say, or else all that it is told of one end, and of the other.
+
+    labels: of both ends; c: vectors (2, n_c) of them where it is told more than the label.
+    """
+    if not source.model.conditions or source.settings or source.label is not None:
+        return [torch.tensor([label]) for label in chosen_labels(source, labels)]
+    return list(c.cpu().split(1))
+
+
+def told_in_words(source, c):
+    """What a model is told, (1,) or (1, n_c), in a list of words: the class, "30°"."""
+    model = source.model
+    c = model.told(c)
+    if c.ndim == 1:
+        return [source.names[c.item()]] if model.classes > 0 else []
+    words = []
+    if model.classes > 0:
+        words.append(source.names[c[0, :model.classes].argmax().item()])
+    values = decode_numbers(c[:, model.classes:], model.conditions)[0].tolist()
+    for condition, value in zip(model.conditions, values, strict=True):
+        words.append(in_words(condition, value))
+    return words
+
+
+def end_codes(source, x, y):
+    """The codes of two images, (2, latent), on the CPU: the means of their posteriors, or exact."""
+    x, y = x.to(source.device), y.to(source.device)
+    if source.model.is_flow:
+        return source.model.exact_codes(x, y).cpu()
+    mu, _ = source.model.encode(x, y)
+    return mu.cpu()
+
+
+def image_in_words(data, index):
+    """A test image and its class: "test image 7, a 9"."""
+    words = f"test image {index}"
+    if data.classes:
+        name = on_page(data.classes[data.y_test[index]])
+        article = "an" if name.lower().startswith(("a", "e", "i", "o", "u", "8")) else "a"
+        words = f"{words}, {article} {name}"
+    return words
 
 
 def chosen_labels(source, labels):
@@ -471,7 +607,7 @@ def save_walk(args, name, images):
         pages = []
         for i in range(len(images)):
             page = Path(scratch, f"{i}.png")
-            save_grid(page, enlarge(images[i:i + 1], args.scale), 1)
+            save_frame(page, args, images[i:i + 1], 1, f"step {i + 1} of {len(images)}")
             pages.append(page)
         save_gif(args, name, pages + pages[::-1])
 
@@ -485,33 +621,121 @@ def manifold(source, args):
     units = most_active(source.model, deviation)[:2].sort().values
     side = 2 * args.steps
     places = places_on_axis(side, args.uniform)
-    grid = torch.cartesian_prod(places.flip(0), places).flip(1)   # z_1 to the right, z_2 upwards
+    across = places
+    upwards = places
     if args.uniform is None:
-        grid = mean[units] + deviation[units] * grid
-    z = mean.repeat(len(grid), 1)
-    z[:, units] = grid
+        across = mean[units[0]] + deviation[units[0]] * places
+        upwards = mean[units[1]] + deviation[units[1]] * places
+    z = mean.repeat(side * side, 1)
+    z[:, units] = torch.cartesian_prod(upwards.flip(0), across).flip(1)
 
+    title = plane_in_words(source, args, (units + 1).tolist(), (across, upwards))
     for label in chosen_labels(source, range(len(source.names))):
         name = "manifold" if args.uniform is None else "uniform"
+        own_title = title
         if source.model.classes > 0:
             name = f"{name}_{file_name(source, label)}"
+            own_title = f"class {on_page(source.names[label])}: {title}"
+        if source.settings:
+            own_title = f"{source.settings_in_words()}, {own_title}"
         images = draw(source.model, z, torch.full((len(z),), label), args)
-        save_images(args, name, images, side)
+        save_images(args, name + source.settings_in_name(), images, side,
+                    names=values(upwards.flip(0)), heads=values(across), title=own_title)
+
+
+def plane_in_words(source, args, numbers, axes):
+    """What the two axes of a plane are: the numbers of their units of z, and the places on them."""
+    across, upwards = axes
+    title = (f"z {numbers[0]} from {across[0]:.2f} to {across[-1]:.2f} (to the right), "
+             f"z {numbers[1]} from {upwards[0]:.2f} to {upwards[-1]:.2f} (upwards)")
+    if args.uniform is not None:
+        title += " in even steps"
+    elif source.model.is_autoencoder:
+        title += " by the quantiles of a Gaussian fitted to the codes"
+    else:
+        title += " by the quantiles of the prior"
+    if source.latent > 2:
+        title += f"; the other {source.latent - 2} units at their mean"
+    return title
+
+
+def values(places):
+    """Numbers (n,) as the texts beside an axis."""
+    return [f"{place:.2f}" for place in places.tolist()]
 
 
 def traverse(source, args):
-    """--traverse: one row per most active latent unit, from -3 to 3 standard deviations."""
+    """--traverse: one row per most active latent unit, from -3 to 3 standard deviations; the others
+    stay as they are in a test image."""
     mean, deviation = spread(source)
     units = most_active(source.model, deviation)[:10].tolist()
-    z = mean.repeat(len(units), args.steps, 1)   # (units, steps, latent)
+    start, c, taken = start_of_traverse(source, args)
+    places = torch.linspace(-3, 3, args.steps)
+    z = start.repeat(len(units), args.steps, 1)   # (units, steps, latent)
     for row, unit in enumerate(units):
-        z[row, :, unit] += deviation[unit] * torch.linspace(-3, 3, args.steps)
+        z[row, :, unit] = mean[unit] + deviation[unit] * places
     z = z.flatten(0, 1)
-    images = draw(source.model, z, torch.full((len(z),), source.label or 0), args)
+    images = draw(source.model, z, c.repeat_interleave(len(z), 0), args)
     name = "traverse"
     if source.label is not None:
         name = f"traverse_{file_name(source, source.label)}"
-    save_images(args, name, images, args.steps, [f"z {unit + 1}" for unit in units])
+    name += source.settings_in_name()
+    of_what = "codes" if source.model.is_autoencoder else "prior"
+    title = (f"each row moves one unit of z from -3 to 3 standard deviations of the {of_what}; the "
+             f"others stay as in {taken}")
+    save_images(args, name, images, args.steps, names=[f"z {unit + 1}" for unit in units],
+                heads=values(places), title=title)
+    tell(f"from {taken}")
+
+
+def start_of_traverse(source, args):
+    """A code (latent,), what the model is told with it, (1,) or (1, n_c), and both in words: of the
+    first test image, or the first of --class; drawn from the prior where the data are not here or
+    the model has no encoder."""
+    at_hand = is_at_hand(source.dataset, source.data_folder)
+    if source.model.has_encoder and not at_hand:
+        tell(f"note: {source.dataset} was not found in {source.data_folder}, so that no test image "
+             "can be encoded; name the folder with --data")
+    if not source.model.has_encoder or not at_hand:
+        z, y = draw_codes(source, [0], source.label, args.seed)
+        return z[0], y[:1], f"sample 0 of --seed {args.seed}"
+    data = source.data
+    index = 0
+    if source.label is not None:
+        own = (data.y_test == source.label).nonzero()[:, 0].tolist()
+        if not own:
+            fail(f"no test image is of class {on_page(source.names[source.label])}, to start from; "
+                 "use another --class")
+        index = own[0]
+    x, c = data.x_test[[index]] / 255, data.c_test[[index]]
+    mu, _ = source.model.encode(x, c)
+    if source.settings:
+        c = data.y_test[[index]]   # and the conditions that are set
+    return mu[0].cpu(), c.cpu(), image_in_words(data, index)
+
+
+def span(source, args):
+    """--span S: the plane of the first two units of z in even steps, the others as in sample 0."""
+    if source.latent < 2:
+        fail("--span needs a z of at least two dimensions; try --samples 64")
+    z, y = draw_codes(source, [0], source.label, args.seed)
+    side = args.steps
+    places = torch.linspace(-args.span, args.span, side)
+    z = z.repeat(side * side, 1)
+    z[:, :2] = torch.cartesian_prod(places, places)   # z 1 by row, z 2 along a row
+    images = draw(source.model, z, y.repeat(len(z)), args)
+    name = "span"
+    if source.label is not None:
+        name = f"span_{file_name(source, source.label)}"
+    title = f"z 1 (downwards) and z 2 (to the right) from {-args.span:g} to {args.span:g}"
+    if source.model.classes > 0:
+        title = f"class {on_page(source.names[y.item()])}: {title}"
+    if source.settings:
+        title = f"{source.settings_in_words()}, {title}"
+        name += source.settings_in_name()
+    if source.latent > 2:
+        title += f"; the other {source.latent - 2} units as in sample 0 of --seed {args.seed}"
+    save_images(args, name, images, side, names=values(places), heads=values(places), title=title)
 
 
 def evenly(n, data, flag):
@@ -525,12 +749,12 @@ def reconstruct(source, args):
     """--reconstruct N: test images, what each model makes of them, and the absolute difference."""
     n, data = args.reconstruct, source.data
     index = evenly(n, data, "--reconstruct")
-    x, y = data.x_test[index] / 255, data.y_test[index]
+    x, c = data.x_test[index] / 255, data.c_test[index]
     rows = {"original": x.cpu()}
     differences = {}
     for model in source.models.values():
-        mu, _ = model.encode(x, y)
-        rows[model.name] = draw(model, mu, y, args)
+        mu, _ = model.encode(x, c)
+        rows[model.name] = draw(model, mu, c, args)
         differences[model.name] = (rows[model.name] - x.cpu()).abs()
 
     columns = min(n, args.columns)
@@ -542,7 +766,7 @@ def reconstruct(source, args):
             if name in differences:
                 parts.append(filled_row(differences[name], start, columns))
                 names.append("difference")
-    save_images(args, f"reconstruction_of_{n}", torch.cat(parts), columns, names)
+    save_images(args, f"reconstruction_of_{n}", torch.cat(parts), columns, names=names)
 
 
 def filled_row(images, start, columns):
@@ -623,24 +847,26 @@ def need_package(module, package, flag):
 def gif(source, args):
     """--gif: samples.gif over all epochs, or over the checkpoints that a GAN kept; latent.gif, too,
     if z has two dimensions."""
+    unit = "epoch" if hasattr(source.model.args, "epochs") else "iteration"
     files = kept_checkpoints(source)
     with_map = source.latent == 2 and source.model.has_encoder
     if with_map:
         with_map = has_package("matplotlib", "latent.gif")
     z, y = draw_codes(source, range(64), source.label, args.seed)
+    z = args.temperature * z
     sample_pages, map_pages = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for epoch, file in enumerate(files, 1):
+        for step, file in files.items():
             with contextlib.redirect_stdout(io.StringIO()):   # what it warns of was said before
                 _, _, models = load_models(file, source.device)
             model = models[""]
-            page = Path(scratch, f"samples_{epoch}.png")
-            save_grid(page, enlarge(draw(model, z, y, args), args.scale), args.columns)
+            page = Path(scratch, f"samples_{step}.png")
+            save_frame(page, args, draw(model, z, y, args), args.columns, f"{unit} {step}")
             sample_pages.append(page)
             if with_map:
                 mu, _ = codes(model, source.data)
-                page = Path(scratch, f"latent_{epoch}.png")
-                save_latent(page, {f"epoch {epoch}": mu}, source.data, model.args)
+                page = Path(scratch, f"latent_{step}.png")
+                save_latent(page, {f"{unit} {step}": mu}, source.data, model.args)
                 map_pages.append(page)
         save_gif(args, "samples.gif", sample_pages)
         if with_map:
@@ -648,7 +874,7 @@ def gif(source, args):
 
 
 def kept_checkpoints(source):
-    """The checkpoints of all epochs in their order, or those that a run by iterations kept."""
+    """{epoch: checkpoint} of all epochs in their order, or {iteration: ...} of those kept."""
     files = {}
     for file in source.folder.glob("checkpoint_*.pt"):
         step = file.stem.removeprefix("checkpoint_")
@@ -659,7 +885,7 @@ def kept_checkpoints(source):
     if len(steps) < 2 or (by_epoch and steps != list(range(1, len(steps) + 1))):
         fail(f"--gif needs a checkpoint of every epoch, and {source.folder} has {len(steps)}; "
              "train with --save-every 1")
-    return [files[step] for step in steps]
+    return {step: files[step] for step in steps}
 
 
 def explore(source, args):
@@ -667,9 +893,31 @@ def explore(source, args):
     if source.latent < 2:
         fail("--explore needs a z of at least two dimensions; try --samples 64")
     units = most_active(source.model, torch.ones(source.latent)).tolist()
-    path = args.out / "explorer.html"
-    save_explorer(path, source.models, source.card, units, source.script)
+    in_run = (source.folder / "args.txt").exists()
+    name = "explorer" if in_run else Path(args.run).stem   # a packed model may lie beside others
+    path = args.out / f"{name}.html"
+    save_explorer(path, source.models, source.card, units, source.script, explorer_dots(source))
     tell(f"{path}")
+
+
+def explorer_dots(source):
+    """Dots of up to 500 test images for --explore; None, and a line says why, where the data set
+    is not at hand: the page can do without."""
+    if not source.model.has_encoder:
+        tell(f"note: the page shows no codes of test images: the model of {source.script} has no "
+             "encode()")
+        return None
+    if not is_at_hand(source.dataset, source.data_folder):
+        tell(f"note: the page shows no codes of test images: {source.dataset} was not found "
+             f"(--data {source.data_folder}); name its place with --data or --dataset")
+        return None
+    data = source.data
+    index = evenly(min(500, len(data.x_test)), data, "--explore")
+    x, c = data.x_test[index] / 255, data.c_test[index]
+    means = {}
+    for prefix, model in source.models.items():
+        means[prefix], _ = model.encode(x, c)
+    return Dots(data.y_test[index], means)
 
 
 # --------------------------------------------------------------------------------- flags and main
@@ -677,10 +925,12 @@ def explore(source, args):
 DRAW = {
     "samples": samples,
     "classes": classes,
+    "sweep": sweep,
     "interpolate": interpolate,
     "digits": interpolate,
     "manifold": manifold,
     "traverse": traverse,
+    "span": span,
     "reconstruct": reconstruct,
     "tsne": tsne,
     "pca": pca,
@@ -689,7 +939,9 @@ DRAW = {
     "gif": gif,
 }
 NEED_ENCODER = ("digits", "reconstruct", "tsne", "pca", "scatter")
-NEED_DECODER = ("manifold", "traverse", "explore")
+NEED_DECODER = ("manifold", "traverse", "explore", "sweep")
+OWN_CONDITIONS = ("sweep", "reconstruct", "tsne", "pca", "scatter", "explore")   # of what they show
+OF_A_FLOW = ("samples", "classes", "interpolate", "gif")
 
 
 def flags():
@@ -702,6 +954,8 @@ def flags():
                       help="from the prior (default: 64); an autoencoder has none: from a Gaussian "
                       "fitted to its codes")
     only.add_argument("--classes", action="store_true", help="samples, one class per row")
+    only.add_argument("--sweep", metavar="NAME",
+                      help="a condition, as angle, from end to end: strip and GIF")
     only.add_argument("--interpolate", type=number(int, 0), nargs=2, metavar=("A", "B"),
                       help="from test image A to B, straight and on a sphere; GAN: seeds")
     only.add_argument("--digits", nargs=2, metavar=("A", "B"),
@@ -710,6 +964,8 @@ def flags():
                       help="the latent plane by the quantiles of the prior, for each class")
     only.add_argument("--traverse", action="store_true",
                       help="one row per most active latent unit, from -3 to 3 deviations")
+    only.add_argument("--span", type=number(float, 0, above=True), metavar="S",
+                      help="the plane of z 1 and z 2 from -S to S; of a GAN, too")
     only.add_argument("--reconstruct", type=count, metavar="N",
                       help="test images, their reconstructions, the difference")
     only.add_argument("--tsne", type=count, metavar="N",
@@ -725,11 +981,17 @@ def flags():
     group = parser.add_argument_group("how")
     group.add_argument("--digit", "--class", dest="label", metavar="NAME",
                        help="samples, plane or rows of this class")
+    group.add_argument("--angle", type=number(float, -360), metavar="DEGREES",
+                       help="of a run with --rotate")
+    group.add_argument("--set", type=setting, nargs="+", metavar="NAME=VALUE",
+                       help="other conditions that the model is told")
     group.add_argument("--uniform", type=number(float, -math.inf, above=True), nargs=2,
                        metavar=("LO", "HI"), help="the plane of --manifold in even steps")
     group.add_argument("--steps", type=number(int, 2), default=10, metavar="N",
                        help="images of an interpolation or a row")
     group.add_argument("--show", choices=("mean", "sample"), default="mean", help="of p(x|z)")
+    group.add_argument("--temperature", type=number(float, 0), default=1.0, metavar="T",
+                       help="of a flow: the standard deviation of z")
     group.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
                        help="of the samples")
     group.add_argument("--columns", type=count, default=8, metavar="N",
@@ -738,13 +1000,25 @@ def flags():
                        help="enlarge images by this factor")
     group = parser.add_argument_group("where")
     group.add_argument("--out", type=path_text, metavar="DIR",
-                       help="folder (default: the run's own; pictures for a file in no run)")
+                       help="folder (default: the run's own; pictures/MODEL for a file in no run)")
     group.add_argument("--dataset", type=path_text, metavar="NAME|PATH",
                        help="the run's data set, where it was moved or renamed since")
     group.add_argument("--data", type=path_text, metavar="DIR",
                        help="folder of the named data sets (default: the run's)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     return parser
+
+
+def setting(text):
+    """The argparse type of --set: "slant=0.5" -> ("slant", 0.5)."""
+    name, _, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, as in slant=0.5, not {text}")
+    return name, number
 
 
 def requested(args):
@@ -767,6 +1041,13 @@ def requested(args):
 def check_model(source, args, kind):
     """End the program if this model cannot draw what the flags ask for."""
     model = source.model
+    if model.is_flow and kind not in OF_A_FLOW:
+        fail(f"--{kind} needs a code of a few numbers, and that of {source.script} has "
+             f"{source.latent}, as many as an image; try --interpolate 0 7")
+    if args.temperature != 1 and not model.is_flow:
+        fail(f"--temperature is for flows, and the model of {source.script} is none; remove it")
+    if args.temperature != 1 and kind == "interpolate":
+        fail("--temperature is for samples, and --interpolate goes from image to image; remove it")
     if not model.has_encoder and (kind in NEED_ENCODER or model.is_autoencoder):
         fail(f"--{kind} needs codes of images, but the model of {source.script} has no encode(); "
              "try --samples 64")
@@ -787,9 +1068,24 @@ def check_model(source, args, kind):
 
     takes_label = ["samples", "gif"]
     if model.classes > 0:
-        takes_label += ["interpolate", "digits", "manifold", "traverse"]
+        takes_label += ["interpolate", "digits", "manifold", "traverse", "span", "sweep"]
+    if source.settings and kind in OWN_CONDITIONS:
+        flag = "--set" if args.angle is None else "--angle"
+        fail(f"{flag} cannot be combined with --{kind}; remove it")
     if source.label is not None and kind not in takes_label:
         fail(f"--class cannot be combined with --{kind} of this {model.name}; remove it")
+
+
+def own_folder(source, path):
+    """Where the pictures of a model go: no two models share a folder."""
+    name = Path(path).stem
+    if os.path.isdir(path) or name == "checkpoint":   # which is of the run as it is now
+        name = source.folder.resolve().name
+        if (source.folder / "args.txt").exists():
+            return source.folder
+    elif (source.folder / "args.txt").exists():
+        return source.folder / name                   # an earlier state of the run
+    return Path("pictures", name)
 
 
 def make_folder(folder):
@@ -820,10 +1116,7 @@ def draw_requested(args):
     source = Source(args)
     check_model(source, args, kind)
 
-    if args.out is None:
-        in_run = (source.folder / "args.txt").exists()
-        args.out = source.folder if in_run else "pictures"
-    args.out = Path(args.out)
+    args.out = Path(args.out or own_folder(source, args.run))
     make_folder(args.out)
     DRAW[kind](source, args)
 

@@ -29,15 +29,20 @@ from types import SimpleNamespace
 import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
+import processes
 from common import (
     BAR,
     READERS,
     SIGMA_MIN,
+    Condition,
     batches,
+    count_numbers,
+    encode_values,
     fail,
     find_parts,
     fixed_images,
     has_package,
+    in_words,
     is_autoencoder,
     load_data,
     on_terminal,
@@ -45,6 +50,8 @@ from common import (
     save_latent,
     save_rows,
     tell,
+    typical_values,
+    vectors,
     write_whole,
 )
 
@@ -81,7 +88,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, file, docstring, usage="[flags]"):
         name = script_name(file)
         examples = [line for line in docstring.splitlines() if line.startswith("    python ")]
-        super().__init__(prog=f"{name}.py", usage=f"python {name}.py {usage}",
+        super().__init__(prog=f"{name}.py", usage=f"python {python_name(name)} {usage}",
                          description=docstring.splitlines()[0],
                          epilog="\n".join(["examples:", *examples]),
                          formatter_class=Help, allow_abbrev=False)
@@ -102,7 +109,8 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see python {self.prog} --help"
+            usage = f"python {python_name(self.script)} --help"
+            hint = f"did you mean {near[0]}?" if near else f"see {usage}"
             message = f"unknown flag {unknown[1]}; {hint}"
         fail(message)
 
@@ -149,6 +157,13 @@ def script_name(file):
     if path.is_relative_to(ROOT):
         return path.relative_to(ROOT).as_posix()
     return path.name
+
+
+def python_name(script):
+    """What python is told to run a script: vae.py; -m recipes.iwae, which imports from above."""
+    if "/" in script:
+        return f"-m {script.replace('/', '.')}"
+    return f"{script}.py"
 
 
 def number(kind, low, above=False, below=None):
@@ -205,13 +220,20 @@ def add_model_flags(parser):
     return group
 
 
+def add_condition_flags(group):
+    """What cvae.py has besides."""
+    group.add_argument("--condition", choices=("label", "angle", "both", "none"), metavar="WHAT",
+                       help="label, angle, both or none (default: all there is)")
+    group.add_argument("--no-baseline", action="store_true", help="no twin")
+
+
 def add_loss_flags(parser):
     """The likelihood and the weight of the KL in vae.py and cvae.py."""
     group = parser.add_argument_group("loss")
     group.add_argument("--likelihood", choices=("bernoulli", "gaussian"),
                        help="of a pixel (default: bernoulli; colour: gaussian)")
     group.add_argument("--sigma", type=sigma, default="learned", metavar="S",
-                       help="deviation: learned, pixel or a number")
+                       help="learned, pixel or a number")
     group.add_argument("--binarize", choices=("none", "threshold", "dynamic"), default="none",
                        help="pixels to black and white")
     group.add_argument("--beta", type=number(float, 0), default=1.0, metavar="B",
@@ -223,7 +245,7 @@ def add_loss_flags(parser):
 
 
 def add_optimizer_flags(parser):
-    """The optimiser of vae.py and cvae.py."""
+    """The optimiser of vae.py, cvae.py and flow.py."""
     group = parser.add_argument_group("optimiser")
     group.add_argument("--epochs", type=number(int, 1), default=20, metavar="N",
                        help="passes over the training images")
@@ -251,6 +273,8 @@ def add_data_flags(parser):
     group.add_argument("--skip-broken", action="store_true", help="leave out damaged image files")
     group.add_argument("--background", choices=("white", "black"), default="white",
                        metavar="COLOUR", help="black or white, behind transparency")
+    group.add_argument("--rotate", type=number(float, 0, below=181), metavar="DEGREES",
+                       help="turn each image by up to DEGREES either way")
     return group
 
 
@@ -261,7 +285,7 @@ def add_run_flags(parser):
                        help="random seed of weights and noise")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     group.add_argument("--out", type=path_text, metavar="DIR",
-                       help="run folder (default: results/SCRIPT-DATASET, then -2, -3 ...)")
+                       help="run folder (default: results/SCRIPT-DATASET-N)")
     group.add_argument("--resume", type=path_text, metavar="RUN",
                        help="continue a run (folder or checkpoint) with its flags")
     group.add_argument("--save-every", type=number(int, 1), default=10, metavar="N",
@@ -303,6 +327,9 @@ def parse(parser, argv, overrides):
     """
     argv = [*map(str, argv), *as_flags(overrides)]
     args = parser.parse_args(argv)
+    if was_restarted() and Path(getattr(args, "out", None) or "", "checkpoint.pt").exists():
+        argv = ["--resume", args.out]   # the run that this very command has started
+        args = parser.parse_args(argv)
     resume = getattr(args, "resume", None)
     if resume is not None:
         started = was_only_started(resume)
@@ -315,8 +342,15 @@ def parse(parser, argv, overrides):
             if not args.quiet:
                 tell(f"{resume} has no checkpoint yet: starting from the beginning")
     args.file, args.script = parser.file, parser.script
-    args.command = shlex.join([f"{parser.script}.py", *argv])
+    args.command = f"{python_name(parser.script)} {shlex.join(argv)}".strip()
+    if processes.rank() > 0:
+        args.quiet = True
     return args
+
+
+def was_restarted():
+    """Whether torchrun --max-restarts has started this process again, after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def was_only_started(folder):
@@ -328,7 +362,7 @@ def was_only_started(folder):
 def started_flags(parser, folder):
     """The flags of a run that was stopped before its first checkpoint."""
     file = Path(folder, "args.txt")
-    if f"# python {parser.script}.py" not in file.read_text(encoding="utf-8", errors="replace"):
+    if f"# python {python_name(parser.script)}" not in file.read_text("utf-8", errors="replace"):
         fail(f"--resume {folder} is not a run of {parser.prog}; its args.txt names the script")
     args = parser.parse_args([f"@{file}"])
     return stored_flags(args)
@@ -368,7 +402,7 @@ def check_resumed_flags(args, stored):
     path of the data if they were moved."""
     free = list(FREE_ON_RESUME)
     if stored.get("lr_schedule") in ("constant", "plateau") \
-            and stored.get("beta_schedule") == "constant":
+            and stored.get("beta_schedule", "constant") == "constant":
         free.append("epochs")
     if args.dataset not in READERS and stored.get("dataset") not in READERS:
         free.append("dataset")
@@ -388,12 +422,28 @@ def check_compiler():
         fail(f"--compile needs a C++ compiler ({' or '.join(names)}); install one, or remove it")
 
 
+def start_processes(args, device):
+    """Find the other processes that torchrun has started, if any."""
+    if processes.count() > args.batch_size:
+        fail(f"--batch-size {args.batch_size} leaves some of {processes.count()} processes without "
+             "an image; raise it, or start fewer")
+    if getattr(args, "dropout", 0) > 0 and processes.count() > 1:
+        fail("--dropout draws other units in every process; remove it, or start one process")
+    try:
+        processes.start(device)
+    except (RuntimeError, ValueError) as error:
+        fail(f"torchrun: the other processes cannot be reached ({reason(error)})", status=1)
+
+
 def pick_device(name):
-    """The torch.device of --device; `auto` is the machine's accelerator, if it has one."""
+    """The torch.device of --device; `auto` is the machine's accelerator, if it has one; of several
+    processes each has a GPU of its own."""
     if name == "auto":
         name = "cpu"
         if torch.accelerator.is_available():
             name = torch.accelerator.current_accelerator()
+    if str(name) == "cuda" and processes.count() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:   # the only sure way to learn whether a device works
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -412,6 +462,8 @@ def data_options(args):
         "test_size": args.test_size,
         "skip_broken": getattr(args, "skip_broken", False),
         "background": getattr(args, "background", "white"),
+        "rotate": getattr(args, "rotate", None),
+        "condition": getattr(args, "condition", "label"),
     }
 
 
@@ -426,16 +478,52 @@ def check_split(checkpoint, dataset):
              "images in another way; train it again, or sort the images into train/ and test/")
 
 
-def load_run_data(args, needs_labels=False):
-    """The data set that the flags name, on the device that they name."""
+def is_slow_in_bfloat16(device):
+    """Whether a matrix product takes longer in bfloat16 than in float32, as on processors without
+    instructions for it. It takes some 50 ms to find out."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(512, 512, dtype=dtype, device=device)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] > seconds[torch.float32]
+
+
+def load_run_data(args, conditional=False):
+    """The data set that the flags name, on the device that they name; conditional: for a model that
+    is told what --condition says."""
     device = pick_device(args.device)
+    start_processes(args, device)
     if args.compile and device.type == "cpu":
         check_compiler()
+    if args.amp and device.type == "cpu" and not args.quiet and is_slow_in_bfloat16(device):
+        tell("note: products in bfloat16 are slower than in float32 on this processor; it is "
+             "faster without --amp")
+    if processes.rank() > 0:
+        processes.collect("waiting")   # until the first has downloaded what is to be downloaded
     data = load_data(args.dataset, args.data, device, **data_options(args),
                      say=say_nothing if args.quiet else tell)
-    if needs_labels and len(data.classes) < 2:
-        fail(f"--dataset {args.dataset} has no labels; use vae.py, which needs none")
+    if processes.rank() == 0:
+        processes.collect("downloaded")
+    if conditional:
+        check_condition(args, data)
     return data
+
+
+def check_condition(args, data):
+    """The data must have what --condition asks for."""
+    needs_label = args.condition in ("label", "both")
+    if args.condition is None:
+        needs_label = not data.conditions
+    if needs_label and len(data.classes) < 2:
+        fail(f"--dataset {args.dataset} has no labels; use vae.py, which needs none")
+    if args.condition in ("angle", "both") and not data.conditions:
+        fail(f"--condition {args.condition} needs --rotate, or an .npz file with c_train and "
+             f"c_test, and --dataset {args.dataset} has none; add them, or use --condition label")
 
 
 # ------------------------------------------------------------- what a machine and a notebook are
@@ -454,11 +542,14 @@ def guarded(main):
             tell("")
             tell("stopped before the first step")
             raise SystemExit(130) from None
+        except processes.Ended:
+            fail("another process of this run has ended; continue with --resume", status=1)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             fail("out of memory; use a smaller model, --batch-size or --train-size", status=1)
         finally:
+            processes.stop()
             torch.set_default_dtype(dtype)
 
     return wrapped
@@ -476,7 +567,7 @@ def check_size(build, data, args):
     shape, device = list(data.x_train.shape[1:]), data.x_train.device
     try:
         with torch.device("meta"):   # tensors of shapes and no numbers
-            model = build(shape, len(data.classes), args)
+            model = build(shape, data.n_c, args)
     except Exception as error:
         if "overflow" in str(error):
             fail("the model is too large to be counted; use smaller layers")
@@ -565,20 +656,31 @@ def warn_of_collapse(run):
                     f"{kl:.2f} nats); try --beta-schedule linear or a smaller --beta")
 
 
-def encode(model, x, y):
-    """mu, logvar of a model that takes labels, or of one that does not."""
-    return model.encode(x, y) if hasattr(model, "classes") else model.encode(x)
+def takes_condition(model):
+    """Whether the methods of a model take c beside x or z. (gan.py and flow.py count classes.)"""
+    return hasattr(model, "n_c") or hasattr(model, "classes")
 
 
-def decode(model, z, y):
-    """p(x|z) of a model that takes labels, or of one that does not."""
-    return model.decode(z, y) if hasattr(model, "classes") else model.decode(z)
+def told(model):
+    """How many numbers a model is told of an image, a label counting one-hot; a twin none."""
+    return getattr(model, "n_c", getattr(model, "classes", 0))
 
 
-def own_loss_terms(module, model, x, y, eps):
-    """What the loss_terms of the model's own script returns, whether it takes labels or not."""
-    if hasattr(model, "classes"):
-        return module.loss_terms(model, x, y, eps)
+def encode(model, x, c):
+    """mu, logvar of a model that takes a condition, or of one that does not."""
+    return model.encode(x, c) if takes_condition(model) else model.encode(x)
+
+
+def decode(model, z, c):
+    """p(x|z) of a model that takes a condition, or of one that does not."""
+    return model.decode(z, c) if takes_condition(model) else model.decode(z)
+
+
+def own_loss_terms(module, model, x, c, eps):
+    """What the loss_terms of the model's own script returns, whether it takes a condition or
+    not."""
+    if takes_condition(model):
+        return module.loss_terms(model, x, c, eps)
     return module.loss_terms(model, x, eps)
 
 
@@ -586,18 +688,47 @@ def model_name(model):
     """CVAE, VAE, CAE or AE, or the name of the class of another model."""
     if not hasattr(model, "encode") or not hasattr(model.args, "beta"):
         return type(model).__name__
-    conditional = "C" if getattr(model, "classes", 0) else ""
+    conditional = "C" if told(model) > 0 else ""
     return conditional + ("AE" if is_autoencoder(model.args) else "VAE")
 
 
 def save_reconstructions(run, data, models):
     """Eight test images, the same in every epoch; below them what each model makes of them."""
-    x, y = fixed_images(data, 8)
+    x, c = fixed_images(data, 8)
     rows = {"original": x}
     for model in models:
-        mu, _ = encode(model, x, y)
-        rows[model_name(model)] = decode(model, mu, y).mean
+        mu, _ = encode(model, x, c)
+        rows[model_name(model)] = decode(model, mu, c).mean
     save_rows(run.figure("reconstruction"), rows)
+
+
+def sample_grid(z, data):
+    """What to draw samples of a conditional model from: codes z (64, latent) -> codes (N, latent),
+    conditions c of them, and a dictionary with the other arguments of save_grid.
+
+    A class per row, a z per column. Of a model that is told conditions one z, and the last of them,
+    the angle if there is one, from low to high along the columns.
+    """
+    has_labels = data.n_c > count_numbers(data.conditions)
+    names = data.classes[:20] if has_labels else []     # what fits on a page
+    if not data.conditions and not has_labels:          # --condition none
+        return z, torch.empty(len(z), 0, device=z.device), {"columns": 8}
+    if not data.conditions:
+        y = torch.arange(len(names), device=z.device).repeat_interleave(8)
+        return z[:8].repeat(len(names), 1), y, {"columns": 8, "names": names}
+
+    columns, rows = 9, len(names) or 8
+    last = data.conditions[-1]
+    places = torch.linspace(last.low, last.high, columns)
+    values = typical_values(data.conditions).repeat(columns, 1)
+    values[:, -1] = places
+    numbers = encode_values(values, data.conditions).repeat(rows, 1).to(z.device)
+    y = torch.arange(rows, device=z.device).repeat_interleave(columns)
+    c = vectors(y, len(data.classes) if has_labels else 0, numbers)
+    own_z = z[:1].repeat(rows, 1) if has_labels else z[:rows]   # without classes a z per row
+    heads = [in_words(last, place) for place in places.tolist()]
+    texts = {"columns": columns, "names": names, "heads": heads, "title": f"{last.name}:"}
+    return own_z.repeat_interleave(columns, 0), c, texts
 
 
 def save_latent_map(run, data, models):
@@ -609,8 +740,8 @@ def save_latent_map(run, data, models):
 def posterior_means(model, data):
     """mu of every test image, (N, latent)."""
     mus = []
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        mu, _ = encode(model, x, y)
+    for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
+        mu, _ = encode(model, x, c)
         mus.append(mu)
     return torch.cat(mus)
 
@@ -666,8 +797,11 @@ class Run:
 
         flag = "--resume" if args.resume else "--out"
         try:
-            self.folder = self.own_folder()
-            claim(self.folder, flag)
+            folder = None
+            if processes.rank() == 0:
+                folder = self.own_folder()
+                claim(folder, flag)
+            self.folder = processes.collect(folder)[0]
         except (OSError, ValueError) as error:
             fail(f"{flag} {args.resume or args.out or 'results'}: {reason(error)}; "
                  "use a folder that can be written")
@@ -696,8 +830,10 @@ class Run:
         args = self.args
         if args.resume:
             self.restore(load_checkpoint(args.resume))
-        for partial in self.folder.glob("*.part"):   # of a write that a kill has cut short
-            partial.unlink()
+        if processes.rank() == 0:
+            for partial in self.folder.glob("*.part"):   # of a write that a kill has cut short
+                partial.unlink()
+        self.check_processes()
         if self.resumed:
             self.write_what_follows()
         elif not args.resume:
@@ -708,6 +844,18 @@ class Run:
         if self.done >= self.last:
             self.say(f"training is already complete ({self.done} {self.unit}s)")
 
+    def check_processes(self):
+        """All processes must have read the same data, and have a row of the last batch."""
+        contents = processes.collect(self.card["content"])
+        for number, content in enumerate(contents):
+            if content != contents[0]:
+                fail(f"--dataset {self.args.dataset} of process {number} is not that of process 0; "
+                     "bring the same files to every machine")
+        n_last = len(self.data.x_train) % self.args.batch_size
+        if self.unit == "epoch" and 0 < n_last < processes.count():
+            fail(f"--batch-size {self.args.batch_size} leaves {n_last} images for the last batch, "
+                 f"too few for {processes.count()} processes; use another")
+
     def describe(self):
         """What is trained on what, and where."""
         n_parameters = 0
@@ -716,8 +864,11 @@ class Run:
                 n_parameters += sum(p.numel() for p in part.parameters() if p.requires_grad)
         x_train, x_test = self.data.x_train, self.data.x_test
         size = "x".join(str(side) for side in x_train.shape[1:])
-        return (f"{n_parameters:,} parameters on {self.data.name}, {len(x_train):,} training and "
+        text = (f"{n_parameters:,} parameters on {self.data.name}, {len(x_train):,} training and "
                 f"{len(x_test):,} test images of {size}, on {x_train.device}")
+        if processes.count() > 1:
+            text += f", {processes.count()} processes"
+        return text
 
     def say(self, message):
         if not self.args.quiet:
@@ -828,7 +979,8 @@ class Run:
         tell("")
         if (self.folder / "checkpoint.pt").exists():
             folder = shlex.quote(str(self.folder))
-            tell(f"stopped; continue with: python {self.args.script}.py --resume {folder}")
+            name = python_name(self.args.script)
+            tell(f"stopped; continue with: python {name} --resume {folder}")
         else:
             tell("stopped before the first checkpoint")
         raise SystemExit(128 + signum)
@@ -844,7 +996,10 @@ class Run:
         return self.args.eval_every or self.last
 
     def figures_due(self):
-        """Whether the epoch just saved gets figures: 1, 2, 5, every --save-every-th, the last."""
+        """Whether the epoch just saved gets figures: 1, 2, 5, every --save-every-th, the last. Of
+        several processes the first one draws."""
+        if processes.rank() > 0:
+            return False
         return self.done in (1, 2, 5, self.last) or self.done % self.args.save_every == 0
 
     def figure(self, name):
@@ -901,12 +1056,14 @@ class Run:
 
     def keep(self, name):
         """Keep a copy of checkpoint.pt under another name."""
+        if processes.rank() > 0:
+            return
         write_whole(self.folder / name, (self.folder / "checkpoint.pt").read_bytes())
 
     def open_board(self):
         """Open TensorBoard; what it knows of later epochs is dropped when an older one is
         resumed."""
-        if not self.args.tensorboard:
+        if not self.args.tensorboard or processes.rank() > 0:
             return
         from torch.utils.tensorboard import SummaryWriter
         first = self.done if self.resumed else self.done + 1
@@ -953,12 +1110,17 @@ def stored_flags(args):
 
 def data_card(data):
     """What a model must know of its data to be rebuilt, and what tells other data from these."""
+    tensors, told_more = [data.x_train, data.y_train, data.y_test], {}
+    if data.v_train is not None:   # more than the label, or less
+        tensors += [data.v_train, data.v_test]
+        conditions = [condition._asdict() for condition in data.conditions]
+        told_more = {"conditions": conditions, "n_c": data.n_c}
     digest = hashlib.sha256()
-    for tensor in (data.x_train, data.y_train, data.y_test):
+    for tensor in tensors:
         digest.update(tensor.cpu().contiguous().numpy())
     return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
             "training images": len(data.x_train), "test images": len(data.x_test),
-            "content": digest.hexdigest()}
+            "content": digest.hexdigest(), **told_more}
 
 
 def check_optimizer(optimizer):
@@ -1044,6 +1206,8 @@ def claim(folder, flag):
 
 def release(folder):
     """Remove what `claim` wrote."""
+    if processes.rank() > 0:
+        return
     with contextlib.suppress(OSError):   # a folder that cannot be written to has none
         Path(folder, "running").unlink(missing_ok=True)
 
@@ -1177,7 +1341,26 @@ def is_data_card(card):
         return False
     if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):
         return False
-    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return False
+    if "conditions" not in card:
+        return True
+    return isinstance(card.get("n_c"), int) and are_conditions(card["conditions"])
+
+
+def are_conditions(cards):
+    """Whether these are Conditions as dictionaries."""
+    if not isinstance(cards, list):
+        return False
+    for card in cards:
+        if not isinstance(card, dict) or list(card) != list(Condition._fields):
+            return False
+        numbers = [card[name] for name in ("low", "high", "mean", "deviation")]
+        if not isinstance(card["name"], str) or card["kind"] not in ("number", "angle"):
+            return False
+        if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+            return False
+    return True
 
 
 def is_log(checkpoint):
@@ -1227,31 +1410,50 @@ MODEL_PARTS = {"model": "", "cvae": "", "ema": "", "vae": "vae_", "vae_model": "
 
 
 class Trained:
-    """A trained model as generate.py and evaluate.py see it, whether it takes labels or not.
+    """A trained model as generate.py and evaluate.py see it, whatever it is told.
 
-    encode(x, y) -> mu, logvar; decode(z, y) -> p(x|z,y), where the model has them; images(z, y).
+    encode(x, c) -> mu, logvar; decode(z, c) -> p(x|z,c), where the model has them; images(z, c).
+    A flow has log_prob(x, y) and exact codes instead. c: vectors (B, n_c), or labels (B,), and then
+    the further conditions, if the model is told any, have the values in `values`.
     """
 
-    def __init__(self, model, name, args):
+    def __init__(self, model, name, args, conditions=()):
         self.model, self.name, self.args = model, name, args
-        self.classes = getattr(model, "classes", 0)         # that it was told in training
+        self.conditions = conditions if told(model) > 0 else ()
+        self.values = typical_values(self.conditions)
+        self.latent = getattr(model, "latent", getattr(args, "latent", None))   # numbers in a code
+        self.is_flow = hasattr(model, "log_prob") and hasattr(model, "inverse")
+        self.n_c = told(model)
+        self.classes = self.n_c - count_numbers(self.conditions)    # that it was told
         self.is_autoencoder = hasattr(args, "beta") and is_autoencoder(args)
         self.has_encoder = hasattr(model, "encode")
         self.has_likelihood = hasattr(model, "decode")
 
-    def encode(self, x, y):
-        """x (B, C, H, W), y (B,) -> mu, logvar of the posterior, (B, latent) each."""
-        return encode(self.model, x, y)
+    def told(self, c):
+        """c as the model takes it: labels (B,) become vectors (B, n_c) if it is told more."""
+        if c.ndim == 2 or not self.conditions:
+            return c
+        numbers = encode_values(self.values[None], self.conditions)   # (1, k)
+        return vectors(c, self.classes, numbers.to(c.device).expand(len(c), -1))
 
-    def decode(self, z, y):
-        """z (B, latent), y (B,) -> p(x|z,y), a distribution over images."""
-        return decode(self.model, z, y)
+    def encode(self, x, c):
+        """x (B, C, H, W) -> mu, logvar of the posterior, (B, latent) each."""
+        return encode(self.model, x, self.told(c))
 
-    def images(self, z, y):
-        """z (B, latent), y (B,) -> images (B, C, H, W): the mean of p(x|z,y), or a GAN's."""
+    def decode(self, z, c):
+        """z (B, latent) -> p(x|z,c), a distribution over images."""
+        return decode(self.model, z, self.told(c))
+
+    def images(self, z, c):
+        """z (B, latent) -> images (B, C, H, W): the mean of p(x|z,c), or a GAN's."""
         if self.has_likelihood:
-            return self.decode(z, y).mean
-        return self.model.picture(z, y)
+            return self.decode(z, c).mean
+        return self.model.picture(z, c)
+
+    def exact_codes(self, x, y):
+        """x (B, C, H, W), y (B,) -> z (B, latent), of which a flow makes x again."""
+        z, _ = self.model((255 * x + 0.5) / 256, y)   # in the middle of each level
+        return z
 
     def prior(self):
         """p(z) of a model that has its own, as a distribution; None: standard normal."""
@@ -1266,14 +1468,16 @@ def load_models(path, device="cpu"):
     module = import_script(checkpoint)
     if hasattr(module, "flags"):
         check_stored_flags(module.flags(), path, checkpoint["args"])
-    args, classes = SimpleNamespace(**checkpoint["args"]), len(checkpoint["data"]["classes"])
+    args, card = SimpleNamespace(**checkpoint["args"]), checkpoint["data"]
+    n_c = card.get("n_c", len(card["classes"]))
+    conditions = tuple(Condition(**condition) for condition in card.get("conditions", []))
     models = {}
     for part, prefix in MODEL_PARTS.items():
         if part not in checkpoint:
             continue
-        model = rebuilt(path, module, checkpoint, part, 0 if prefix else classes)
+        model = rebuilt(path, module, checkpoint, part, 0 if prefix else n_c)
         model.to(device).eval().requires_grad_(False)
-        models[prefix] = Trained(model, model_name(model), args)
+        models[prefix] = Trained(model, model_name(model), args, conditions)
     if "" not in models:
         fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
     return checkpoint, module, models

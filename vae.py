@@ -91,7 +91,7 @@ def mlp(n_in, n_out, args):
     return nn.Sequential(*layers)
 
 
-def build(shape, classes, args):
+def build(shape, n_c, args):
     """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
     return VAE(shape, args)
 

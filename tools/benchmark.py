@@ -154,7 +154,8 @@ def usual_gan(args):
         for step, (x, y) in enumerate(train, 1):
             x, y = x.to(args.device), y.to(args.device)
             fake = generator(torch.randn(len(x), settings.latent, device=args.device), y)
-            penalty = gan.gradient_penalty(critic, x, fake, y).mean()
+            alpha = torch.rand(len(x), 1, 1, 1, device=args.device)
+            penalty = gan.gradient_penalty(critic, x, fake, y, alpha).mean()
             loss = critic(fake, y).mean() - critic(x, y).mean() + gan.LAMBDA * penalty
             d_optimizer.zero_grad()
             loss.backward()
@@ -434,7 +435,7 @@ def device_name(args):
         return torch.cuda.get_device_name(args.device)
     known = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]   # from slow to fast
     file = Path("/proc/cpuinfo")
-    words = file.read_text().split() if file.exists() else []
+    words = file.read_text(encoding="utf-8").split() if file.exists() else []
     features = [name for name in known if name in words]
     return " ".join([args.device, *features])
 

@@ -13,12 +13,13 @@ from conftest import TINY
 from PIL import Image
 
 import cvae
+import flow
 import gan
 import vae
 
-SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan}
+SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan, "flow": flow}
 AE = "vae cvae"        # the scripts that a row is for
-ALL = "vae cvae gan"
+ALL = "vae cvae gan flow"
 
 BAD_FLAGS = [
     # scripts, flags, what the line must name
@@ -26,7 +27,7 @@ BAD_FLAGS = [
     (AE, "--latent two", ["--latent", "int", "two"]),
     (AE, "--beta -1", ["--beta", "at least 0"]),
     (AE, "--beta nan", ["--beta", "at least 0"]),
-    (AE, "--epochs 0", ["--epochs", "at least 1"]),
+    ("vae cvae flow", "--epochs 0", ["--epochs", "at least 1"]),
     (AE, "--layers -1", ["--layers", "at least 0"]),
     (AE, "--dropout 1", ["--dropout", "below 1"]),
     (AE, "--beta-schedule cosine", ["--beta-schedule", "linear", "cyclical"]),
@@ -46,7 +47,7 @@ BAD_FLAGS = [
     (ALL, "--batch-size 0", ["--batch-size", "at least 1"]),
     (ALL, "--seed -3", ["--seed", "at least 0"]),
     (ALL, "--seed 4294967296", ["--seed", "below 4294967296"]),
-    (ALL, "--lattent 2", ["--lattent", "did you mean --latent?"]),
+    ("vae cvae gan", "--lattent 2", ["--lattent", "did you mean --latent?"]),
     (ALL, "--lat 2", ["--lat"]),   # no abbreviations: a later flag could change their meaning
     (ALL, "--zzz", ["--zzz", "--help"]),
     (ALL, "2", ["2"]),
@@ -66,7 +67,8 @@ BAD_FLAGS = [
     ("gan", "--loss wgan-gp --compile", ["--compile", "--loss wgan-gp", "remove it"]),
     ("gan", "--critic-steps 0", ["--critic-steps", "at least 1"]),
     ("gan", "--critic-steps 5 --iterations 4", ["--critic-steps 5", "--iterations 4"]),
-    ("gan", "--dataset digits --image-size 64", ["64x64", "--image-size 32"]),
+    ("gan flow", "--dataset digits --image-size 64", ["64x64", "--image-size 32"]),
+    ("flow", "--couplings 0", ["--couplings", "at least 1"]),
     ("gan", "--dataset digits --test-size 1", ["two test images", "--eval-every 0"]),
     ("gan", "--dataset digits --fid-features /no/such.pth", ["--fid-features /no/such.pth",
                                                              "classifier"]),
@@ -104,12 +106,15 @@ def test_help_is_a_page_in_groups_with_examples(name, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert not stop.value.code
     assert text.count("\n") <= 60
-    groups = ("model", "loss", "optimiser", "data", "run", "examples")
+    groups = ["model", "loss", "optimiser", "data", "run", "examples"]
+    if name == "flow":   # there is but one
+        groups.remove("loss")
     places = [text.index(f"\n{group}:\n") for group in groups]
     assert places == sorted(places)
     examples = text[places[-1]:]
     assert examples.count(f"\n    python {name}.py ") >= 2
-    assert "(default: 128)" in text   # batch size, or z of a GAN
+    size = 32 if name == "flow" else 128
+    assert f"(default: {size})" in text   # batch size, or z of a GAN
     assert "default: False" not in text and "default: None" not in text
 
 

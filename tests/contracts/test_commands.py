@@ -1,6 +1,6 @@
-"""The commands a reader types, as the README, the docstrings and the design give them."""
+"""The commands a reader types: what the scripts import and read, their help, the demo. For what the
+pages say see test_pages.py."""
 import ast
-import importlib
 import inspect
 import os
 import re
@@ -16,13 +16,15 @@ from conftest import ROOT
 import cvae
 import demo
 import evaluate
+import flow
 import gan
 import generate
 import vae
 
-TRAINING = {"vae": vae, "cvae": cvae, "gan": gan}
+TRAINING = {"vae": vae, "cvae": cvae, "gan": gan, "flow": flow}
 SCRIPTS = TRAINING | {"generate": generate, "evaluate": evaluate, "demo": demo}
-MODULES = sorted({path.stem for path in ROOT.glob("*.py")} - {"ctrl_c"})   # which all may import
+EVERYWHERE = {"ctrl_c", "processes"}   # what all may import
+MODULES = sorted({path.stem for path in ROOT.glob("*.py")} - EVERYWHERE)
 
 # What a module may import of ours. Training scripts do not import one another.
 MAY_IMPORT = {
@@ -33,6 +35,7 @@ MAY_IMPORT = {
     "vae": ["common", "run", "networks"],
     "cvae": ["common", "run", "networks"],
     "gan": ["common", "run", "metrics"],
+    "flow": ["common", "run"],
     "generate": ["common", "run", "tools"],
     "evaluate": ["common", "run", "metrics"],
     "demo": ["common", "run", "cvae"],
@@ -64,8 +67,8 @@ def test_nothing_happens_at_import(module):
 def test_help_imports_nothing_heavy():
     code = """
 import sys
-import vae, cvae, gan, evaluate, generate
-for script in (vae, cvae, gan, evaluate, generate):
+import vae, cvae, gan, flow, evaluate, generate
+for script in (vae, cvae, gan, flow, evaluate, generate):
     try:
         script.main(["--help"])
     except SystemExit:
@@ -74,7 +77,7 @@ heavy = {"matplotlib", "sklearn", "torchvision", "torchmetrics", "tensorboard"}
 print("heavy:", *heavy & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.count("usage: python") == 5
+    assert done.stdout.count("usage: python") == 6
     assert done.stdout.splitlines()[-1] == "heavy:"
 
 
@@ -96,34 +99,20 @@ def test_every_flag_is_read(name):
         assert read or f'"{action.dest}"' in source or action.dest == "help", action.dest
 
 
-def test_every_command_of_the_readme_and_the_docstrings_parses():
-    texts = [(ROOT / "README.md").read_text(), (ROOT / "results" / "README.md").read_text()]
-    texts += [script.__doc__ for script in SCRIPTS.values()]
-    commands = []
-    for text in texts:
-        commands += re.findall(r"^ *(?:\$ )?python ([\w/]+)\.py([^#\n|;&]*)", text, re.M)
-    assert len(commands) > 20
-    for name, flags in commands:
-        script = importlib.import_module(name.replace("/", "."))
-        if hasattr(script, "flags"):
-            words = [word for word in shlex.split(flags) if not word.startswith("@")]
-            script.flags().parse_args(words)
-
-
-def test_what_the_readme_points_at_exists():
-    text = (ROOT / "README.md").read_text()
-    names = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"src=\"([^\"]+)\"", text)
-    names += re.findall(r"python @(\S+)", text)
-    files = [name for name in names if not name.startswith("http")]
-    assert files
-    for name in files:
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_command_of_a_docstring_parses(name):
+    """Those of the pages are parsed in test_pages.py."""
+    commands = re.findall(r"^ *python (\w+)\.py([^#\n]*)", SCRIPTS[name].__doc__, re.M)
+    assert commands
+    for script, flags in commands:
+        SCRIPTS[script].flags().parse_args(shlex.split(flags))
 
 
 # ----------------------------------------------------------------------------------------- demo
 
 def test_the_demo_goes_on_with_digits_where_there_is_no_mnist(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])   # nobody
+    monkeypatch.setattr(demo, "DIGITS_EPOCHS", 10)
     demo.main(data=tmp_path, out=tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     assert "MNIST" in lines[0] and str(tmp_path) in lines[0] and "digits" in lines[0]
@@ -150,10 +139,11 @@ def test_the_demo_hands_its_flags_on(tmp_path, monkeypatch):
 
     seen = {}
     monkeypatch.setattr(demo.cvae, "main", train)
-    monkeypatch.setattr(demo, "load_data", lambda *_: None)   # MNIST is there
+    monkeypatch.setitem(demo.READERS, "MNIST", lambda *_: None)   # it is there
     with pytest.raises(Enough):
         demo.main(seed=5, device="cpu", data="mine", out=tmp_path)
-    assert seen == {"dataset": "MNIST", "data": "mine", "epochs": 10, "latent": 2, "hidden": 500,
+    assert seen == {"dataset": "MNIST", "data": "mine", "epochs": 10, "save_every": 10,
+                    "latent": 2, "hidden": 500,
                     "seed": 5, "device": "cpu", "out": str(tmp_path), "train_size": 6000,
                     "test_size": 1000}
 

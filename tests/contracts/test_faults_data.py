@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -208,7 +209,8 @@ def test_what_is_transparent_shows_the_background_and_what_is_not_stays(tmp_path
         image = Image.composite(grey, Image.new("L", (8, 8), 200), alpha).convert(mode)
         key = (200, 200, 200) if mode == "RGB" else image.getpixel((0, 0))
         image.save(tmp_path / "0.png", transparency=key)
-    image.save(tmp_path / "1.png", **image.info)
+    for i in range(1, 12):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
     data = load_data(str(tmp_path), background=background)
     x = data.x_train
     assert x.shape[1] == (1 if mode in ("L", "LA") else 3)

@@ -15,17 +15,21 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import cvae
+import flow
 import gan
 import run
 import vae
 from common import load_data, save_grid, tell
 from run import load_models, read_log
 
-SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan}
+SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan, "flow": flow}
 TERMS = ["train_objective", "train_loss", "train_recon", "train_kl",
          "test_loss", "test_recon", "test_kl", "active"]
 TINY_GAN = {"dataset": "digits", "width": 4, "latent": 8, "batch_size": 8, "iterations": 12,
             "eval_every": 4, "save_every": 1, "quiet": True, "device": "cpu"}
+
+TINY_FLOW = {"dataset": "digits", "couplings": 2, "hidden": 4, "blocks": 0, "train_size": 70,
+             "test_size": 16, "epochs": 3, "save_every": 1, "quiet": True, "device": "cpu"}
 
 
 def log(folder):
@@ -78,6 +82,7 @@ def no_plots(monkeypatch):
 
     monkeypatch.setattr(run, "save_curves", nothing)
     monkeypatch.setattr(gan, "save_curves", nothing)
+    monkeypatch.setattr(flow, "save_curves", nothing)
     monkeypatch.setattr(run, "save_latent", nothing)
 
 
@@ -134,6 +139,20 @@ def test_run_folder_of_gan(tmp_path, monkeypatch):
     assert same(state(folder)["ema"], dict(average.state_dict()))   # what is returned is stored
     best = torch.load(folder / "best.pt", weights_only=True)
     assert best["epoch"] == 4   # the lowest distance
+
+
+def test_run_folder_of_flow(tmp_path, no_plots):
+    folder = tmp_path / "run"
+    _, rows = flow.main(out=folder, **TINY_FLOW | {"epochs": 1, "lr_schedule": "constant"})
+    assert files(folder) == {"args.txt", "log.csv", "checkpoint.pt", "checkpoint_001.pt",
+                             "sample_001.png", "sample_t0.7_001.png", "interpolation_001.png"}
+    assert list(rows[0]) == ["epoch", "seconds", "lr", "train_loss", "test_loss", "test_bpd"]
+    assert rows == read_log(folder)
+
+    flow.main([f"@{folder / 'args.txt'}"], out=tmp_path / "replay", quiet=True)
+    assert log(tmp_path / "replay") == log(folder)
+    flow.main(resume=folder, epochs=2, quiet=True)      # no schedule depends on the end
+    assert len(log(folder)) == 1 + 2
 
 
 def test_a_gan_without_distances(tmp_path, monkeypatch):
@@ -219,6 +238,8 @@ RESUMED = [
     ("gan", {"loss": "lsgan", "norm": "batch"}),
     ("gan", {"loss": "wgan-gp", "critic_steps": 3}),
     ("gan", {"loss": "gan", "conditional": True}),
+    ("flow", {}),
+    ("flow", {"conditional": True, "lr_schedule": "plateau"}),
 ]
 
 
@@ -227,7 +248,7 @@ def test_resuming_is_bit_exact(name, flags, tmp_path, monkeypatch, fake_meter, n
     """A run of three rows is the same if it is killed before the second is in its log."""
     monkeypatch.chdir(tmp_path)
     script = SCRIPTS[name]
-    tiny = TINY_GAN if name == "gan" else TINY | {"epochs": 3, "save_every": 1}
+    tiny = {"gan": TINY_GAN, "flow": TINY_FLOW}.get(name, TINY | {"epochs": 3, "save_every": 1})
     flags = tiny | flags
     script.main(out="whole", **flags)
 
@@ -324,6 +345,27 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
         assert word in lines[3]
     vae.main(out=tmp_path / "quiet", **TINY)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_amp_says_where_it_is_slower(slow, tmp_path, monkeypatch, capsys, no_plots):
+    monkeypatch.setattr(run, "is_slow_in_bfloat16", lambda device: slow)
+    vae.main(out=tmp_path / "run", **TINY | {"quiet": False, "amp": True, "epochs": 1})
+    assert ("faster without --amp" in capsys.readouterr().out) == slow
+
+
+def test_the_probe_of_amp_compares_the_two_types(monkeypatch):
+    """A clock that products in bfloat16 move on by two seconds, those in float32 by one."""
+    clock = [0.0]
+    product = torch.mm
+
+    def timed(a, b):
+        clock[0] += 2.0 if a.dtype == torch.bfloat16 else 1.0
+        return product(a, b)
+
+    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "mm", timed)
+    assert run.is_slow_in_bfloat16(torch.device("cpu"))
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys, no_plots):
@@ -481,8 +523,8 @@ def test_names_and_curves_in_figures(tmp_path, monkeypatch):
     cvae.main(out=tmp_path / "run", **TINY | {"epochs": 1, "latent": 3})
     assert names == {"reconstruction_001.png": ["original", "CVAE", "VAE"],
                      "sample_001.png": list("0123456789"), "sample_vae_001.png": []}
-    assert list(curves) == ["loss", "recon", "kl"]
-    assert curves["kl"] == {"CVAE train": "train_kl", "CVAE test": "test_kl",
+    assert list(curves) == ["loss = reconstruction + KL", "reconstruction", "KL divergence"]
+    assert curves["KL divergence"] == {"CVAE train": "train_kl", "CVAE test": "test_kl",
                             "VAE train": "vae_train_kl", "VAE test": "vae_test_kl"}
 
 

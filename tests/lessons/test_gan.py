@@ -91,22 +91,33 @@ def test_penalty_of_a_linear_critic():
     torch.manual_seed(0)
     w = torch.randn(3 * 32 * 32, requires_grad=True)
     real, fake = torch.randn(2, 5, 3, 32, 32)
-    penalty = gan.gradient_penalty(lambda x, y: x.flatten(1) @ w, real, fake, None)
+    alpha = torch.rand(5, 1, 1, 1)
+    penalty = gan.gradient_penalty(lambda x, y: x.flatten(1) @ w, real, fake, None, alpha)
     torch.testing.assert_close(penalty, ((w.norm() - 1) ** 2).expand(5))
     gradient = torch.autograd.grad(penalty.mean(), w)[0]
     torch.testing.assert_close(gradient, 2 * (w.norm() - 1) * w / w.norm())
 
 
-def test_penalty_looks_between_the_images_with_one_alpha_each():
+def test_penalty_looks_between_the_images_with_one_alpha_each(monkeypatch):
     """Between a black image and a white one lie even greys: uniform, and another for every pair."""
-    torch.manual_seed(0)
     shown = []
 
     def critic(x, y):
         shown.append(x.detach())
         return x.sum((1, 2, 3))
 
-    gan.gradient_penalty(critic, torch.zeros(200, 1, 32, 32), torch.ones(200, 1, 32, 32), None)
+    def penalty(discriminator, real, fake, y, alpha):
+        """The one of gan.py, between other images."""
+        black, white = torch.zeros(len(real), 1, 32, 32), torch.ones(len(real), 1, 32, 32)
+        return look_between(critic, black, white, y, alpha)
+
+    look_between = gan.gradient_penalty
+    monkeypatch.setattr(gan, "gradient_penalty", penalty)
+    generator, discriminator = small_networks()
+    x, y = torch.zeros(200, 1, 32, 32), torch.zeros(200, dtype=torch.long)
+    torch.manual_seed(0)
+    gan.discriminator_step(generator, discriminator, torch.optim.SGD(discriminator.parameters()),
+                           x, y, gan_args("--loss=wgan-gp"))
     low, high = shown[0].flatten(1).aminmax(dim=1)
     assert torch.equal(low, high)
     assert low.min() >= 0 and high.max() <= 1
@@ -140,7 +151,8 @@ def test_the_discriminator_follows_its_loss_and_the_generator_does_not_learn(los
     d_loss = gan.DISCRIMINATOR_LOSS[loss](discriminator(x, y), discriminator(fake, y))
     objective = d_loss.mean()
     if loss == "wgan-gp":
-        objective = objective + 10 * gan.gradient_penalty(discriminator, x, fake, y).mean()
+        alpha = torch.rand(6, 1, 1, 1)
+        objective = objective + 10 * gan.gradient_penalty(discriminator, x, fake, y, alpha).mean()
     expected = step_by_hand(objective, discriminator)
 
     generator, discriminator = small_networks()
@@ -439,10 +451,26 @@ def test_figures_have_a_class_a_row_a_z_a_column_and_a_plane(monkeypatch, tmp_pa
     (z, y), (plane, _) = asked
     assert y.view(10, 8).tolist() == [[digit] * 8 for digit in range(10)]
     assert torch.equal(z, z[:8].repeat(10, 1)) and len(z.unique(dim=0)) == 8
-    steps = torch.linspace(-1, 1, 10)
-    assert torch.equal(plane[:, 0], steps.repeat_interleave(10))         # z_1 by row
-    assert torch.equal(plane[:, 1], steps.repeat(10))                    # z_2 along a row
-    assert len(plane[:, 2:].unique(dim=0)) == 1
+    noise = torch.Generator().manual_seed(0)
+    assert torch.equal(z[:8], torch.randn(64, 8, generator=noise)[:8])
+    corners = torch.randn(4, 8, generator=noise)
+    torch.testing.assert_close(plane[[0, 9, 90, 99]], corners)
+
+
+def test_the_plane_between_four_z_stays_on_the_sphere():
+    """Its corners are the four, its rows great circles, and all of it as long as draws are: about
+    sqrt(128). The middle of four draws on straight lines would have half that length."""
+    corners = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+    plane = gan.plane_through(corners, 5)
+    torch.testing.assert_close(plane[[0, 4, 20, 24]], corners)
+    lengths = corners.norm(dim=1)
+    assert lengths.min() - 1e-4 <= plane.norm(dim=1).min()
+    assert plane.norm(dim=1).max() <= lengths.max() + 1e-4
+    assert corners.mean(0).norm() < 0.6 * lengths.mean()
+    for row in plane.view(5, 5, 128):   # equal angles along a row
+        directions = row / row.norm(dim=1, keepdim=True)
+        cosines = (directions[1:] * directions[:-1]).sum(1)
+        torch.testing.assert_close(cosines, cosines[:1].expand(4), rtol=0, atol=1e-4)
 
 
 def test_a_narrow_gan_learns_where_the_ink_is(calls, tmp_path):

@@ -258,7 +258,8 @@ def test_likelihoods_of_a_table_of_p_x_given_y(monkeypatch):
     monkeypatch.setattr(metrics, "class_log_likelihoods", table)
     monkeypatch.setattr(evaluate, "likelihood_name", lambda *_: "nll")
     args = SimpleNamespace(seed=1, nll_samples=1)
-    found = evaluate.likelihoods(SimpleNamespace(classes=2), data, args)
+    trained = SimpleNamespace(classes=2, name="own", is_flow=False)
+    found = evaluate.likelihoods(trained, data, args)
     given_y = -p[range(4), y].log().mean().item()
     assert found["nll_given_y_is1"] == found["nll_given_y_is1_4"] == pytest.approx(given_y)
     assert found["nll_marginal_is1_4"] == pytest.approx(-(p @ prior).log().mean().item())
@@ -382,17 +383,59 @@ def test_a_comparison_shows_just_the_flags_that_differ(vae_run, tmp_path, capsys
     with open(tmp_path / "other" / "args.txt", "a") as file:
         file.write("--show=mean\n")   # a flag of the first edition
     evaluate.main([str(vae_run[0]), str(tmp_path / "other")], out=tmp_path)
-    header, first, second, path = capsys.readouterr().out.splitlines()
-    assert header.split(" | ")[:5] == ["run", "amp", "beta", "seed", "epochs done"]
-    assert first.split(" | ")[:5] == ["run", "-", "1.0", "1", "2"]
-    assert second.split(" | ")[:5] == ["other", "on", "0.0", "2", "2"]
-    assert second.split(" | ")[7] == ""   # an autoencoder has no KL
-    numbers = [float(cell) for cell in first.split(" | ")[5:8]]
+    *lines, path = capsys.readouterr().out.splitlines()
+    header, first, second = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    assert header[:5] == ["run", "amp", "beta", "seed", "epochs done"]
+    assert first[:5] == ["run", "-", "1.0", "1", "2"]
+    assert second[:5] == ["other", "on", "0.0", "2", "2"]
+    assert second[7] == ""   # an autoencoder has no KL
+    bars = [[i for i, letter in enumerate(line) if letter == "|"] for line in lines]
+    assert bars[0] == bars[1] == bars[2]   # the columns are aligned
     last = vae_run[2][-1]
     expected = [last["test_loss"], last["test_recon"], last["test_kl"]]
-    assert numbers == pytest.approx(expected, abs=0.006)
+    assert [float(cell) for cell in first[5:8]] == pytest.approx(expected, abs=0.006)
     assert path == str(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 0
+
+
+def test_the_key_names_the_flags_in_which_a_run_is_not_as_most(tmp_path):
+    runs = ["first", "wide", "sharp"]
+    texts = ["--beta=1.0\n--hidden=500\n--background=white", "--beta=1.0\n--hidden=900\n--amp",
+             "--beta=2.0\n--hidden=500\n--tensorboard\n--layers=1"]
+    for name, text in zip(runs, texts, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.txt").write_text(text)
+        (tmp_path / name / "log.csv").touch()
+    all_flags = [evaluate.read_flags(tmp_path / name) for name in runs]
+    differ = evaluate.flags_that_differ(all_flags)
+    assert differ == ["amp", "beta", "hidden"]   # before --layers there was one hidden layer
+    usual = evaluate.usual_values(all_flags, differ)
+    assert usual == {"amp": "-", "beta": "1.0", "hidden": "500"}
+    names = evaluate.names_in_figure(runs, all_flags, differ, usual)
+    assert names == ["first", "amp, hidden 900", "beta 2.0"]
+    assert evaluate.names_in_figure(runs, all_flags, ["amp"], {})[0] == "no amp"
+
+
+def test_numbers_have_headings_and_those_of_classes_their_names(capsys):
+    found = {"classifier_accuracy_9": 0.5, "fid_own_9_floor": 2.0, "test_loss": 100.0,
+             "class_accuracy_9_each": [0.25, None, 1.0], "vae_test_loss": 101.0, "vae_mse": 0.125}
+    evaluate.print_table(found, ["T-shirt/top", "Bag", "a\x1b[31m"])
+    assert capsys.readouterr().out == """
+loss on the test set
+  test_loss             100
+  vae_test_loss         101
+
+reconstructions
+  vae_mse               0.125
+
+classes
+  classifier_accuracy_9 0.5
+  class_accuracy_9_each
+    T-shirt/top: 0.25   Bag: -              a\\x1b[31m: 1
+
+distances to the test set
+  fid_own_9_floor       2
+"""
 
 
 def test_without_matplotlib_the_table_is_printed(vae_run, tmp_path, capsys, monkeypatch):

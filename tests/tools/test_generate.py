@@ -1,7 +1,9 @@
 """generate.py: what each kind of image promises, against the model itself."""
 import math
+import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import ROOT, TINY
 from PIL import Image
 from torch.distributions import Independent, Laplace
 
+import common
 import gan
 import generate
 import run
@@ -19,10 +22,10 @@ from common import load_data
 
 
 def grid(path, rows, columns, size=56):
-    """A grid as floats (rows, columns, size, size); names at the left are cut off."""
+    """A grid as floats (rows, columns, size, size); texts at the left and above are cut off."""
     page = np.array(Image.open(path).convert("L")) / 255
-    assert page.shape[0] == 2 + rows * (size + 2)
-    page = page[2:, page.shape[1] - columns * (size + 2):]
+    assert (page.shape[0] - 2) // (size + 2) in (rows, rows + 1)   # there may be lines of text
+    page = page[page.shape[0] - rows * (size + 2):, page.shape[1] - columns * (size + 2):]
     images = np.zeros((rows, columns, size, size))
     for row in range(rows):
         for column in range(columns):
@@ -44,12 +47,12 @@ def load(folder, *flags):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """A function of a command: (name, images, columns, names) of every file it would write."""
+    """A function of a command: (name, images, columns, texts) of every file it would write."""
     def draw(folder, *flags):
         found = []
         monkeypatch.setattr(generate, "save_images",
-                            lambda args, name, images, columns, names=():
-                            found.append((name, images, columns, names)))
+                            lambda args, name, images, columns, **texts:
+                            found.append((name, images, columns, texts)))
         generate.main([str(folder), *flags])
         return found
     return draw
@@ -167,9 +170,12 @@ def test_an_autoencoder_draws_from_a_gaussian_of_its_codes(tmp_path):
     torch.testing.assert_close(z.std(0), mu.std(0), rtol=0.15, atol=0)
     torch.testing.assert_close(z.mean(0), mu.mean(0), rtol=0.2, atol=0.2)
     generate.main([str(tmp_path / "run"), "--traverse", "--steps", "3"], out=tmp_path)
-    rows = grid(tmp_path / "traverse.png", 2, 3)   # they cross at the mean code
-    middle = source.model.images(mu.mean(0, keepdim=True), torch.tensor([0]))
-    assert close(rows[:, 1], middle[0])
+    rows = grid(tmp_path / "traverse.png", 2, 3)   # in the middle a unit has its mean
+    units = generate.most_active(source.model, mu.std(0)).tolist()
+    for row, unit in zip(rows, units, strict=True):
+        z = mu[:1].clone()                         # the other one stays as in the first image
+        z[0, unit] = mu[:, unit].mean()
+        assert close(row[1], source.model.images(z, torch.tensor([0]))[0, 0])
 
 
 # --------------------------------------------------------------------------------- ways and planes
@@ -179,16 +185,21 @@ def test_rows_of_a_cvae_are_of_the_classes_in_their_names(cvae_run, shown):
     folder, model, _ = cvae_run
     data = load_data("digits")
     z = generate.noise(range(3), 2, 1)
-    _, images, columns, names = shown(folder, "--classes", "--columns", "3")[0]
-    assert names == data.classes
+    _, images, columns, texts = shown(folder, "--classes", "--columns", "3")[0]
+    assert texts["names"] == data.classes
     for digit, row in enumerate(images.split(columns)):
         torch.testing.assert_close(row, model.decode(z, torch.full((3,), digit)).mean)
 
     planes = shown(folder, "--manifold", "--steps", "2")
     assert [plane[0] for plane in planes] == [f"manifold_{digit}" for digit in range(10)]
     assert not torch.equal(planes[0][1], planes[9][1])
+    assert planes[9][3]["title"] == ("class 9: z 1 from -1.15 to 1.15 (to the right), z 2 from "
+                                     "-1.15 to 1.15 (upwards) by the quantiles of the prior")
+    assert planes[9][3]["heads"] == ["-1.15", "-0.32", "0.32", "1.15"]
+    assert planes[9][3]["names"] == ["1.15", "0.32", "-0.32", "-1.15"]   # upwards
 
-    _, images, columns, names = shown(folder, "--interpolate", "0", "1", "--steps", "3")[0]
+    _, images, columns, texts = shown(folder, "--interpolate", "0", "1", "--steps", "3")[0]
+    names = texts["names"]
     y = data.y_test[[0, 1]]
     mu, _ = model.encode(data.x_test[[0, 1]] / 255, y)
     rows = list(images.split(columns))
@@ -201,22 +212,45 @@ def test_rows_of_a_cvae_are_of_the_classes_in_their_names(cvae_run, shown):
 
 
 @torch.no_grad()
-def test_traverse_moves_one_unit_in_each_row(cvae_run, shown, monkeypatch):
+def test_traverse_moves_one_unit_of_a_test_image_in_each_row(cvae_run, shown, monkeypatch, capsys):
     folder, model, _ = cvae_run
+    data = load_data("digits")
+    first_4 = (data.y_test == 4).nonzero()[0].item()
+    mu, _ = model.encode(data.x_test[[first_4]] / 255, torch.tensor([4]))
+    drawn = generate.noise([0], 2, 1)
     monkeypatch.setattr(generate, "most_active", lambda *_: torch.tensor([1, 0]))
     flags = ["--traverse", "--steps", "3", "--digit", "4"]
-    name, images, columns, names = shown(folder, *flags)[0]
-    assert name == "traverse_4" and names == ["z 2", "z 1"]
-    for row, unit in zip(images.split(columns), (1, 0), strict=True):
-        z = torch.zeros(3, 2)
-        z[:, unit] = torch.tensor([-3.0, 0.0, 3.0])
-        torch.testing.assert_close(row, model.decode(z, torch.full((3,), 4)).mean)
+    for start, taken in ((mu, f"test image {first_4}, a 4"), (drawn, "sample 0 of --seed 1")):
+        name, images, columns, texts = shown(folder, *flags)[0]
+        assert name == "traverse_4" and texts["names"] == ["z 2", "z 1"]
+        assert texts["heads"] == ["-3.00", "0.00", "3.00"] and texts["title"].endswith(taken)
+        for row, unit in zip(images.split(columns), (1, 0), strict=True):
+            z = start.repeat(3, 1)
+            z[:, unit] = torch.tensor([-3.0, 0.0, 3.0])
+            torch.testing.assert_close(row, model.decode(z, torch.full((3,), 4)).mean)
+        printed = capsys.readouterr().out
+        assert f"from {taken}\n" in printed and ("was not found" in printed) == (start is drawn)
+        monkeypatch.setattr(generate, "is_at_hand", lambda *_: False)
+
+
+@torch.no_grad()
+def test_span_is_the_plane_of_two_units_around_a_sample(cvae_run, gan_runs, shown):
+    for folder, label in ((gan_runs[True], 7), (cvae_run[0], 7)):
+        flags = ["--span", "2", "--steps", "3", "--digit", str(label)]
+        name, images, columns, texts = shown(folder, *flags)[0]
+        assert name == "span_7" and columns == 3
+        assert texts["names"] == texts["heads"] == ["-2.00", "0.00", "2.00"]
+        source, _ = load(folder)
+        z = generate.noise([0], source.latent, 1)
+        z[0, :2] = torch.tensor([-2.0, 2.0])   # the last image of the first row
+        expected = source.model.images(z, torch.tensor([label]))
+        torch.testing.assert_close(images[2:3], expected)
 
 
 def test_most_active_units_come_first():
     decoder = torch.nn.Sequential(torch.nn.Linear(5, 4))   # three latent units and two labels
     decoder[0].weight.data = torch.tensor([1.0, 3.0, 2.0, 9.0, 0.1]).repeat(4, 1)
-    model = SimpleNamespace(model=SimpleNamespace(decoder=decoder), classes=2)
+    model = SimpleNamespace(model=SimpleNamespace(decoder=decoder), n_c=2)
     assert generate.most_active(model, torch.ones(3)).tolist() == [1, 2, 0]
     assert generate.most_active(model, torch.tensor([1.0, 1.0, 2.0])).tolist() == [2, 1, 0]
     for changed in (None, torch.nn.Sequential(torch.nn.ReLU(), *decoder)):
@@ -225,9 +259,12 @@ def test_most_active_units_come_first():
 
 
 @torch.no_grad()
-def test_interpolation_ends_at_the_images_and_their_codes(vae_run, cvae_run, tmp_path):
+def test_interpolation_ends_at_the_images_and_their_codes(vae_run, cvae_run, tmp_path, capsys):
     data = load_data("digits")
     generate.main([str(vae_run[0]), "--interpolate", "0", "5", "--steps", "4"], out=tmp_path)
+    path, taken = capsys.readouterr().out.splitlines()
+    assert taken == f"from test image 0, a {data.y_test[0]}, to test image 5, a {data.y_test[5]}"
+    assert path == str(tmp_path / "interpolation_0_5.png")
     rows = grid(tmp_path / "interpolation_0_5.png", 2, 6)
     mu, _ = vae_run[1].encode(data.x_test[[0, 5]] / 255)
     ends = vae_run[1].decode(mu).mean[:, 0]
@@ -236,11 +273,13 @@ def test_interpolation_ends_at_the_images_and_their_codes(vae_run, cvae_run, tmp
         assert close(row[[1, 4]], ends)
 
     generate.main([str(cvae_run[0]), "--digits", "1", "8"], out=tmp_path / "digits")
-    file = next((tmp_path / "digits").glob("interpolation_*.png"))
-    assert grid(file, 4, 12).shape[0] == 4   # two ways with either label
+    path, taken = capsys.readouterr().out.splitlines()
+    assert path == str(tmp_path / "digits" / "interpolation_1_8.png")
+    assert grid(path, 4, 12).shape[0] == 4   # two ways with either label
     source, _ = load(cvae_run[0])
     mu, _ = source.posteriors
-    for digit, index in zip((1, 8), file.stem.split("_")[1:], strict=True):
+    found = re.fullmatch(r"from test image (\d+), a 1, to test image (\d+), an 8", taken)
+    for digit, index in zip((1, 8), found.groups(), strict=True):
         own = mu[data.y_test == digit]
         nearest = (own - own.mean(0)).norm(dim=1).min()
         assert data.y_test[int(index)] == digit
@@ -293,7 +332,7 @@ def test_reconstruct_shows_the_absolute_difference(cvae_run, tmp_path, shown):
     generate.main([str(folder), "--reconstruct", "5", "--columns", "3"], out=tmp_path)
     blocks = grid(tmp_path / "reconstruction_of_5.png", 10, 3)   # five rows below five
     assert np.array_equal(blocks[6, :2], first[3:]) and (blocks[6, 2] == 1).all()
-    names = shown(folder, "--reconstruct", "5")[0][3]
+    names = shown(folder, "--reconstruct", "5")[0][3]["names"]
     assert names == ["original", "CVAE", "difference", "VAE", "difference"]
 
 
@@ -328,20 +367,28 @@ def test_a_map_names_the_package_it_lacks(package, flags, vae_run, tmp_path, ref
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_films_show_every_epoch(vae_run, tmp_path, refused):
+def test_films_show_every_epoch(vae_run, tmp_path, refused, monkeypatch):
+    texts = []
+    add_title = common.add_title
+    monkeypatch.setattr(common, "add_title", lambda page, title, font:
+                        texts.append(title) or add_title(page, title, font))
     folder = tmp_path / "run"
     vae.main(out=folder, **TINY | {"epochs": 3, "save_every": 1})
     generate.main([str(folder), "--gif"], out=tmp_path)
     for name in ("samples.gif", "latent.gif"):
         assert Image.open(tmp_path / name).n_frames == 3
+    assert texts == ["epoch 1", "epoch 2", "epoch 3"]   # one on each frame
     generate.main([str(folder)], out=tmp_path)   # the last frame is the last epoch's samples
     film = Image.open(tmp_path / "samples.gif")
     film.seek(2)
     film = np.array(film.convert("L"), dtype=float)
     page = np.array(Image.open(tmp_path / "samples_64.png").convert("L"), dtype=float)
+    film = film[-len(page):]   # below its title
     assert np.abs(film - page).max() < 16 and len(np.unique(film)) > 50   # in as many greys
     generate.main([str(folder), "--interpolate", "0", "5", "--gif"], out=tmp_path)
-    assert Image.open(tmp_path / "interpolation_0_5.gif").n_frames >= 6   # like ones may be merged
+    walk = Image.open(tmp_path / "interpolation_0_5.gif")
+    assert walk.n_frames == 19 and min(walk.size) >= 256   # there and back, the end once
+    assert texts[-10:] == [f"step {i} of 10" for i in range(1, 11)]
     (folder / "checkpoint_002.pt").unlink()
     assert "--save-every 1" in refused(generate, [str(folder), "--gif"], out=tmp_path)
 
@@ -463,19 +510,35 @@ def test_scale_enlarges(vae_run, tmp_path):
     assert grid(tmp_path / "samples_3.png", 1, 3, 112).shape == (1, 3, 112, 112)
 
 
-def test_a_file_in_no_run_draws_without_data_into_a_folder_of_its_own(cvae_run, tmp_path,
-                                                                       monkeypatch):
-    """And T-shirt/top is a class, but no path."""
+def test_a_file_in_no_run_draws_without_data(cvae_run, tmp_path, monkeypatch):
+    """Into a folder of each model's own. And T-shirt/top is a class, but no path."""
     checkpoint = run.load_checkpoint(cvae_run[0])
     checkpoint["data"]["classes"][0] = "T-shirt/top or so"
     torch.save(checkpoint, tmp_path / "own.pt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generate, "load_data", None)   # a call would fail
+    monkeypatch.setattr(generate, "is_at_hand", lambda *_: False)
     for flags in (["--class", "T-shirt/top or so"], ["--manifold", "--steps", "2"], ["--traverse"]):
         generate.main(["own.pt", *flags])
-    names = {file.name for file in (tmp_path / "pictures").iterdir()}
+    names = {file.name for file in (tmp_path / "pictures" / "own").iterdir()}
     assert {"samples_T-shirt-top-or-so_64.png", "manifold_T-shirt-top-or-so.png",
             "traverse.png"} <= names
+
+
+@pytest.mark.parametrize("path, folder", [
+    ("run", "run"), ("run/checkpoint.pt", "run"),
+    ("run/checkpoint_001.pt", "run/checkpoint_001"), ("run/best.pt", "run/best"),
+    ("weights/a.pt", "pictures/a"), ("weights/b.pt", "pictures/b"),
+    ("weights", "pictures/weights"), ("weights/checkpoint.pt", "pictures/weights"),
+])
+def test_pictures_of_different_models_have_folders_of_their_own(path, folder, tmp_path,
+                                                                monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for parent in ("run", "weights"):
+        (tmp_path / parent).mkdir()
+    (tmp_path / "run" / "args.txt").touch()
+    source = SimpleNamespace(folder=run.run_folder(path))
+    assert generate.own_folder(source, path) == Path(folder)
 
 
 def test_a_path_is_printed_when_the_file_is_complete(vae_run, tmp_path, monkeypatch, capsys):
