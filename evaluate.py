@@ -17,7 +17,8 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
              images, all there is to reach
     pr       precision and recall of N samples; _ceiling: of N training images (samples that are
              all blurred can be more precise)
-    nll      nll_is500: -log p(x) with 500 importance samples. Of a CVAE nll_given_y_is500 and, on
+    nll      nll_is500: -log p(x) with 500 importance samples; nll_given_c_is500 of a model that is
+             told an angle or other conditions. Of a CVAE told the label nll_given_y_is500 and, on
              1,000 images, that again, the marginal, which is at most -log p(y) higher, and how
              often argmax p(y|x), its classifier for free, is right. With Bernoulli pixels that are
              grey the name is grey_pixel_..., since that is the likelihood of nothing. Of a flow
@@ -302,15 +303,15 @@ def errors(trained, data):
     with pixels in [-1, 1]; sigma: the standard deviation of p(x|z), where one number is learned.
     """
     squares = torch.zeros((), dtype=torch.float64)
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        mu, _ = trained.encode(x, y)
-        squares += (trained.images(mu, y) - x).square().sum().cpu()
+    for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
+        mu, _ = trained.encode(x, c)
+        squares += (trained.images(mu, c) - x).square().sum().cpu()
     mse = squares.item() / data.x_test.numel()
     psnr = math.inf if mse == 0 else -10 * math.log10(mse)
     row = {"mse": mse, "psnr": psnr, "sse_pm1": 4 * mse * x[0].numel()}
     log_sigma = getattr(trained.model, "log_sigma", None)
     if log_sigma is not None and log_sigma.numel() == 1:
-        row["sigma"] = trained.decode(mu, y).stddev.flatten()[0].item()   # one for all pixels
+        row["sigma"] = trained.decode(mu, c).stddev.flatten()[0].item()   # one for all pixels
     return row
 
 
@@ -320,9 +321,9 @@ def recognised_reconstructions(recogniser, trained, data):
     Their class is that of their label, not the one that the classifier takes the original for.
     """
     guesses = []
-    for x, y in batches(data.x_test, data.y_test, 1000, shuffle=False):
-        mu, _ = trained.encode(x, y)
-        guesses.append(recogniser(trained.images(mu, y)).argmax(1))
+    for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
+        mu, _ = trained.encode(x, c)
+        guesses.append(recogniser(trained.images(mu, c)).argmax(1))
     name = f"reconstruction_accuracy_{len(data.x_test)}"
     return accuracies(name, torch.cat(guesses), data.y_test, len(data.classes))
 
@@ -339,9 +340,10 @@ def accuracies(name, guesses, labels, classes):
 
 # ------------------------------------------------------------------------------------- samples
 
-def draw(trained, labels, seed):
-    """Batches of images of z ~ p(z) with labels (N,), which count if the model takes any."""
-    parts = labels.split(1000)
+def draw(trained, c, seed):
+    """Batches of images of z ~ p(z); c: labels (N,), or vectors (N, n_c), for a model that is told
+    any."""
+    parts = c.split(1000)
     prior = trained.prior()
     codes = []
     with metrics.seeded(seed):
@@ -358,10 +360,14 @@ def recognised_samples(recogniser, trained, data, seed):
     without labels the count of each class, and the entropy in nats, at most ln(classes)."""
     classes = len(data.classes)
     labels = torch.arange(1000, device=data.x_test.device) % classes
-    guesses = [recogniser(x).argmax(1) for x in draw(trained, labels, seed)]
+    c = labels
+    if trained.conditions:   # as they are in the test set
+        labels = metrics.subset(data.y_test, 1000)
+        c = metrics.subset(data.c_test, 1000)
+    guesses = [recogniser(x).argmax(1) for x in draw(trained, c, seed)]
     guesses = torch.cat(guesses)
     if trained.classes > 0:
-        return accuracies("class_accuracy_1000", guesses, labels, classes)
+        return accuracies(f"class_accuracy_{len(labels)}", guesses, labels, classes)
     counts = guesses.bincount(minlength=classes)
     entropy = Categorical(counts.float()).entropy().item()
     return {"class_counts_1000": counts.tolist(), "class_entropy_1000": entropy}
@@ -370,13 +376,13 @@ def recognised_samples(recogniser, trained, data, seed):
 class DistanceMeter:
     """Distances of images to N = min(10,000, all) test images, in the features of one network.
 
-    labels: of those test images; samples are drawn with them.
+    labels: what a conditional model is told of those test images; samples are drawn with it.
     """
 
     def __init__(self, wanted, data, args):
         self.wanted, self.data = wanted, data
         self.n = min(10_000, len(data.x_test))
-        self.labels = metrics.subset(data.y_test, self.n)
+        self.labels = metrics.subset(data.c_test, self.n)
         self.network_name, self.network = metrics.extractor(
             data, args.fid_features, args.data, Path(args.out, "cache"))
         self.real = self.features(metrics.image_batches(data.x_test, self.n))
@@ -421,11 +427,13 @@ def likelihoods(trained, data, args):
     kind = likelihood_name(trained, data)
     nll = []
     steps = math.ceil(len(data.x_test) / 100)
-    parts = batches(data.x_test, data.y_test, 100, shuffle=False)
+    parts = batches(data.x_test, data.c_test, 100, shuffle=False)
     message = f"{trained.name}: nll, {samples} importance samples for each test image"
-    for x, y in watched(parts, steps, message):
-        nll.append(metrics.nll_is(trained, x, y, samples, noise))
+    for x, c in watched(parts, steps, message):
+        nll.append(metrics.nll_is(trained, x, c, samples, noise))
     nll = torch.cat(nll).mean().item()
+    if trained.conditions:
+        return {f"{kind}_given_c_is{samples}": nll}
     if trained.classes == 0:
         return {f"{kind}_is{samples}": nll}
 

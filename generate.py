@@ -955,11 +955,11 @@ def flags():
                       "fitted to its codes")
     only.add_argument("--classes", action="store_true", help="samples, one class per row")
     only.add_argument("--sweep", metavar="NAME",
-                      help="a condition, as angle, from end to end: strip and GIF")
+                      help="a condition, as angle, from end to end; and a GIF")
     only.add_argument("--interpolate", type=number(int, 0), nargs=2, metavar=("A", "B"),
                       help="from test image A to B, straight and on a sphere; GAN: seeds")
     only.add_argument("--digits", nargs=2, metavar=("A", "B"),
-                      help="the same between the images nearest to two class means")
+                      help="the same between the most typical of two classes")
     only.add_argument("--manifold", action="store_true",
                       help="the latent plane by the quantiles of the prior, for each class")
     only.add_argument("--traverse", action="store_true",
@@ -983,8 +983,8 @@ def flags():
                        help="samples, plane or rows of this class")
     group.add_argument("--angle", type=number(float, -360), metavar="DEGREES",
                        help="of a run with --rotate")
-    group.add_argument("--set", type=setting, nargs="+", metavar="NAME=VALUE",
-                       help="other conditions that the model is told")
+    group.add_argument("--set", type=setting, action="append", metavar="NAME=VALUE",
+                       help="another condition that it is told")
     group.add_argument("--uniform", type=number(float, -math.inf, above=True), nargs=2,
                        metavar=("LO", "HI"), help="the plane of --manifold in even steps")
     group.add_argument("--steps", type=number(int, 2), default=10, metavar="N",
@@ -1002,7 +1002,7 @@ def flags():
     group.add_argument("--out", type=path_text, metavar="DIR",
                        help="folder (default: the run's own; pictures/MODEL for a file in no run)")
     group.add_argument("--dataset", type=path_text, metavar="NAME|PATH",
-                       help="the run's data set, where it was moved or renamed since")
+                       help="the run's data set, where it was moved since")
     group.add_argument("--data", type=path_text, metavar="DIR",
                        help="folder of the named data sets (default: the run's)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")

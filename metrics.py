@@ -95,11 +95,16 @@ def trained_network(data, kind, cache, quiet):
     Those of MNIST and FashionMNIST lie in MODELS.
 
     kind: `classifier`, `robust-classifier` or, for images without labels, `autoencoder`: the same
-    network, whose last layer is a linear decoder of the pixels. Neither its weights nor its batches
-    touch the random numbers of the run it is trained in.
+    network, whose last layer is a linear decoder of the pixels; or `regressor`: of cos and sin of
+    an angle, (N, 2) in the place of labels. Neither its weights nor its batches touch the random
+    numbers of the run it is trained in.
     """
     device = data.x_train.device
-    outputs = data.x_train[0].numel() if kind == "autoencoder" else len(data.classes)
+    outputs = len(data.classes)
+    if kind == "autoencoder":
+        outputs = data.x_train[0].numel()
+    elif kind == "regressor":
+        outputs = data.y_train.shape[1]
     with seeded(SEED):
         network = Classifier(data.x_train.shape[1], outputs).to(device)
         name = f"{safe_name(data.name)}-{kind}-{cache_key(network, data)}.pt"
@@ -175,11 +180,13 @@ def train(network, data, kind, quiet=True):
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     for x, y in watched(passes(data, epochs), steps, message, quiet):
-        if kind == "robust-classifier":
+        if kind in ("robust-classifier", "regressor"):
             x = blur_some(x)
         output = network(x)
         if kind == "autoencoder":
             loss = F.mse_loss(output, x.flatten(1))
+        elif kind == "regressor":
+            loss = F.mse_loss(output, y)
         else:
             loss = F.cross_entropy(output, y)
         optimizer.zero_grad()
@@ -468,9 +475,10 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
 
 
 def log_p_x_given_z(model, x, y, z):
-    """log p(x|z,y), (b, K), of K codes per image: x (b, C, H, W), y (b,), z (b, K, latent)."""
+    """log p(x|z,y), (b, K), of K codes per image: x (b, C, H, W), z (b, K, latent); y (b,) are
+    labels, or vectors (b, n_c)."""
     b, k = z.shape[:2]
-    p = model.decode(z.flatten(0, 1), y.repeat_interleave(k))
+    p = model.decode(z.flatten(0, 1), y.repeat_interleave(k, 0))
     if not is_bernoulli(p):
         return p.log_prob(x.repeat_interleave(k, 0)).view(b, k)
     # log p = sum(x l - softplus(l)), l being the logits. Here sum(x l) is a matrix product, and

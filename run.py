@@ -717,7 +717,7 @@ def sample_grid(z, data):
         y = torch.arange(len(names), device=z.device).repeat_interleave(8)
         return z[:8].repeat(len(names), 1), y, {"columns": 8, "names": names}
 
-    columns, rows = 9, len(names) or 8
+    columns, rows = 7, len(names) or 8
     last = data.conditions[-1]
     places = torch.linspace(last.low, last.high, columns)
     values = typical_values(data.conditions).repeat(columns, 1)
@@ -727,7 +727,8 @@ def sample_grid(z, data):
     c = vectors(y, len(data.classes) if has_labels else 0, numbers)
     own_z = z[:1].repeat(rows, 1) if has_labels else z[:rows]   # without classes a z per row
     heads = [in_words(last, place) for place in places.tolist()]
-    texts = {"columns": columns, "names": names, "heads": heads, "title": f"{last.name}:"}
+    title = f"{last.name} from left to right, " + ("one z" if has_labels else "one z per row")
+    texts = {"columns": columns, "names": names, "heads": heads, "title": title}
     return own_z.repeat_interleave(columns, 0), c, texts
 
 

@@ -1,1 +1,12 @@
-"""Scripts made from vae.py, cvae.py and gan.py by a few changed lines: see docs/recipes.md."""
+"""Scripts made from vae.py, cvae.py or gan.py by a few changed lines: see docs/recipes.md."""
+
+# What each recipe was made from.
+ORIGINALS = {
+    "iwae": "vae",
+    "vamp_prior": "vae",
+    "vq_vae": "vae",
+    "laplace": "vae",
+    "denoising": "vae",
+    "semi_supervised": "cvae",
+    "hinge_sn": "gan",
+}

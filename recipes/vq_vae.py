@@ -1,9 +1,9 @@
-"""VQ-VAE: the code is a row of entries from a learned codebook, so that an image is a few numbers.
+"""VQ-VAE: codes are made of entries of a learned codebook, so that an image is a few whole numbers.
 
 van den Oord et al. 2017, Neural Discrete Representation Learning (arXiv 1711.00937). Samples need a
-prior over codes, which the paper learns afterwards and this script does not.
+prior over the entries, which the paper learns afterwards and this script does not.
 
-    python -m recipes.vq_vae --dataset digits --epochs 20     # no download
+    python -m recipes.vq_vae --dataset digits --epochs 50     # no download
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
@@ -11,23 +11,23 @@ import sys
 
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, check_images
-from common import draw_eps, fail, is_autoencoder
+from common import draw_eps, fail, gaussian_kl, is_autoencoder
 from networks import conv_decoder, conv_encoder
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import number, save_latent_map, save_loss_curves, save_reconstructions, set_defaults
 from run import warn_of_collapse
 
-COMMITMENT = 0.25   # weight of the third term of the loss, as in the paper
+COMMITMENT = 0.25   # weight of the commitment loss, as in the paper
 
 
 # --------------------------------------------------------------------------------------- model
 
 class VAE(nn.Module):
-    """The encoder q(z|x) = N(mu, diag(exp(logvar))) and the decoder p(x|z).
+    """The encoder, the codebook that quantises its mu, and the decoder p(x|z).
 
     shape: (C, H, W) of the images. For a prior other than N(0, I) add a method prior() that
     returns a distribution over z (latent,), and use it in loss_terms and save_figures.
@@ -67,22 +67,20 @@ class VAE(nn.Module):
         return mu, logvar.clamp(-15, 15)                    # far from the overflow of exp
 
     def nearest(self, z):
-        """z (B, latent) in stretches of D -> their nearest entries, (B, latent), and the numbers
-        of these in the codebook, (B, latent / D)."""
+        """Codes (B, latent), in parts of D -> the nearest entry of the codebook for each part,
+        (B, latent), and its number, (B, latent / D)."""
         parts = z.unflatten(1, (-1, self.codebook.shape[1]))        # (B, latent / D, D)
         index = torch.cdist(parts, self.codebook).argmin(2)         # (B, latent / D)
         return self.codebook[index].flatten(1), index
 
     def quantise(self, z):
-        """The nearest entries, (B, latent); for gradients, as if z were given back as it was."""
+        """The nearest entries, (B, latent); the gradient goes straight through to z."""
         entries, _ = self.nearest(z)
         return z + (entries - z).detach()
 
     def decode(self, z):
-        """Codes (B, latent), which are quantised -> a distribution over images (C, H, W), of batch
-        shape (B,)."""
-        z = self.quantise(z)
-        h = self.decoder(z).float()                         # (B, C or 2C, H, W)
+        """Codes (B, latent) -> a distribution over images (C, H, W), of batch shape (B,)."""
+        h = self.decoder(self.quantise(z)).float()                         # (B, C or 2C, H, W)
         if self.args.likelihood == "bernoulli":
             # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
@@ -116,16 +114,28 @@ def build(shape, n_c, args):
 # ---------------------------------------------------------------------------------------- loss
 
 def loss_terms(model, x, eps):
-    """Reconstruction in nats per image, (B,); what pulls codebook and codes to one another, (B,);
-    and mu. Equation 3.
+    """Reconstruction and KL, in nats per image (B,), whose sum is the negative ELBO; and mu.
+
+    eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
+    autoencoder.
     """
-    mu, _ = model.encode(x)
-    entries, _ = model.nearest(mu)
-    p = model.decode(mu)
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(0.5 * logvar) * eps          # a draw from the posterior q
+    p = model.decode(z)
     check_images(p, x)
     recon = -p.log_prob(x)                          # minus the log-likelihood
-    pull = (entries - mu.detach()).square() + COMMITMENT * (mu - entries.detach()).square()
-    return recon, pull.sum(1), mu
+    kl = gaussian_kl(mu, logvar)                    # KL(q || p(z)), with p(z) = N(0, I)
+    if is_autoencoder(model.args):
+        kl = torch.zeros_like(kl)                   # it has no prior: the loss is recon
+    return recon, kl, mu
+
+
+def codebook_loss(model, mu):
+    """The other terms of equation 3, (B,): entries move to codes, and codes to entries."""
+    entries, _ = model.nearest(mu)
+    codebook = (entries - mu.detach()).square()
+    commitment = (mu - entries.detach()).square()
+    return (codebook + COMMITMENT * commitment).sum(1)
 
 
 # --------------------------------------------------------------------------------------- train
@@ -134,8 +144,8 @@ def backward(model, x, eps, beta, args):
     """The gradient of one batch; train_epoch takes the step. Returns terms of the log, (B,)."""
     loss_fn = compiled(loss_terms) if args.compile else loss_terms
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-        recon, kl, _ = loss_fn(model, x, eps)
-    objective = recon + beta * kl                                   # with beta = 1, the loss
+        recon, kl, mu = loss_fn(model, x, eps)
+    objective = recon + beta * kl + codebook_loss(model, mu)        # kl is 0
     objective.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
@@ -172,18 +182,20 @@ def evaluate(model, data, epoch, args):
         recon, kl, mu = loss_terms(model, x, draw_eps(x, args, noise))
         means.add({"test_loss": recon + kl, "test_recon": recon, "test_kl": kl})
         mus.append(mu)
-    return means.compute(f"epoch {epoch}") | {"active": active_units(torch.cat(mus))}
+    mu = torch.cat(mus)
+    _, index = model.nearest(mu)
+    use = Categorical(index.flatten().bincount(minlength=len(model.codebook)).float())
+    columns = {"active": active_units(mu), "perplexity": use.perplexity().item()}
+    return means.compute(f"epoch {epoch}") | columns
 
 
 # ------------------------------------------------------------------------------------- figures
 
 @torch.no_grad()
 def save_figures(model, data, run):
-    """Reconstructions below their originals, samples, curves and, for a 2-D z, the latent plane."""
+    """Reconstructions below their originals, curves and, for a 2-D z, the latent plane."""
     model.eval()
     save_reconstructions(run, data, [model])
-    z = fixed_z(64, run.args.latent, data.x_test.device)         # the same in every epoch
-    save_grid(run.figure("sample"), model.decode(z).mean, 8)
     save_loss_curves(run, [model])
     if run.args.latent == 2:
         save_latent_map(run, data, [model])
@@ -193,8 +205,13 @@ def save_figures(model, data, run):
 
 def flags():
     parser = Parser(__file__, __doc__)
-    add_model_flags(parser)
+    group = add_model_flags(parser)
+    group.add_argument("--codes", type=number(int, 2), default=128, metavar="K",
+                       help="entries of the codebook")
+    group.add_argument("--code-size", type=number(int, 1), default=4, metavar="D",
+                       help="numbers in an entry; z has --latent / D entries")
     add_training_flags(parser)      # loss, optimiser, data, run
+    parser.set_defaults(beta=0.0, latent=64)
     return parser
 
 
@@ -203,6 +220,10 @@ def main(argv=(), **overrides):
     """Train: main(["--latent=2"]) or main(latent=2). Returns the model and the log."""
     args = parse(flags(), argv, overrides)
     check_flags(args)
+    if not is_autoencoder(args):
+        fail("--beta weighs a KL, and a VQ-VAE has none; remove it")
+    if args.latent % args.code_size != 0:
+        fail(f"--latent must be a multiple of --code-size {args.code_size}, not {args.latent}")
     data = load_run_data(args)
     set_defaults(args, data)
     data = binarize(data, args)
@@ -225,6 +246,7 @@ def main(argv=(), **overrides):
         if run.figures_due():
             save_figures(model, data, run)
     warn_of_collapse(run)
+    run.say("note: samples need a prior over the entries, which is not learned here")
     run.finish(f"test loss {run.rows[-1]['test_loss']:.2f} nats per image")
     return model, run.rows
 

@@ -34,7 +34,8 @@ def save_explorer(path, models, card, units, script, dots=None):
     packed = []
     for prefix, trained in models.items():
         check_decoder(trained, card["shape"], script)
-        packed.append({"name": trained.name, "classes": trained.classes,
+        conditions = [condition._asdict() for condition in trained.conditions]
+        packed.append({"name": trained.name, "classes": trained.classes, "conditions": conditions,
                        "layers": pack(trained.model.decoder, script),
                        "codes": "" if dots is None else text(dots.codes[prefix])})
 
@@ -56,8 +57,8 @@ def save_explorer(path, models, card, units, script, dots=None):
 
 
 def check_decoder(trained, shape, script):
-    """End the program unless the mean of p(x|z,y) is sigmoid(decoder(z and y one-hot)), which is
-    what the page computes: the first C channels, where there are more."""
+    """End the program unless the mean of p(x|z,c) is sigmoid(decoder(z and c)), a label one-hot,
+    which is what the page computes: the first C channels, where there are more."""
     decoder = getattr(trained.model, "decoder", None)
     if not isinstance(decoder, nn.Sequential):
         fail(f"--explore needs a decoder that is an nn.Sequential, as in vae.py; {script} has none")
@@ -70,8 +71,11 @@ def check_decoder(trained, shape, script):
     z = torch.randn(8, trained.args.latent, generator=generator).to(device)
     y = torch.arange(8, device=device) % max(1, trained.classes)
     h = z
-    if trained.classes > 0:
-        h = torch.cat([z, F.one_hot(y, trained.classes)], dim=1)   # (8, latent + classes)
+    if trained.n_c > 0:
+        c = trained.told(y)
+        if c.ndim == 1:
+            c = F.one_hot(c, trained.classes)
+        h = torch.cat([z, c], dim=1)   # (8, latent + n_c)
     mean = trained.decode(z, y).mean
     try:
         shown = torch.sigmoid(decoder(h)[:, :shape[0]])

@@ -20,6 +20,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results
                 *ROOT.glob("results/models/*.md")} - {ROOT / "results" / "findings.md"})
 WRITTEN = [page for page in PAGES if not page.is_relative_to(ROOT / "results")]   # by hand
 NUMBER = re.compile(r'\[([^]]+)\]\((\S+)/log\.csv "([^"]+)"\)')   # [101.02](RUN/log.csv "metric")
+CORES = re.compile(r", (\d+)(?: of \d+)?(?: \w+)? cores")   # in the second line of args.txt
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 TYPED = {"3.10", "3.11",    # versions of Python
          "0.5", "0.01"}     # a beta, and the variance of an active unit
@@ -30,7 +31,8 @@ def name_of(page):
 
 
 def text_of(page):
-    return page.read_text(encoding="utf-8")
+    """With plain spaces for those that hold a line together."""
+    return page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
 
 
 def code_of(text):
@@ -204,7 +206,8 @@ def test_minutes_and_commands_of_the_readme_are_those_of_the_runs(monkeypatch):
             continue
         folders = results_of(re.sub(r"-s\d$", "", Path(run).name), metric)
         minutes = statistics.mean(lookup(read_run(folder), "minutes") for folder in folders)
-        assert row["minutes on two cores"] == f"{minutes:.1f}", row
+        cores = CORES.search(text_of(ROOT / run / "args.txt"))[1]
+        assert row["minutes (cores)"] == f"{minutes:.1f} ({cores})", row
 
         (script, flags), = commands_in(row["command"])
         parser = parser_of(script)
