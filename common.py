@@ -1005,7 +1005,10 @@ def read_npz(path, notes):
     is_test = None
     if test is not None:
         is_test = torch.arange(len(x)) >= len(arrays[train])
-    values, value_names = read_conditions(arrays, [len(arrays[key]) for key in keys], found)
+    sizes = [len(arrays[key]) for key in keys]
+    values, value_names = read_conditions(arrays, sizes, found)
+    if value_names:
+        notes.append(f"conditions are {listing(value_names)}")
 
     label_keys = [(TRAIN_KEYS | TEST_KEYS)[key] for key in keys]
     if not any(key in arrays for key in label_keys):

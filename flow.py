@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from common import Means, batches, fail, fixed_images, fixed_z, save_curves, save_grid
 from common import spherical
+from processes import average_gradients, own_rows
 from run import Parser, Run, add_data_flags, add_optimizer_flags, add_run_flags, check_size
-from run import compiled, guarded, load_run_data, make_scheduler, number, parse
+from run import compiled, guarded, load_run_data, make_scheduler, number, parse, progress
 
 ALPHA = 0.05       # keeps logit(x) finite at black and white (section 4.1)
-MAX_LOG_SCALE = 2  # a coupling scales by at most exp(2): larger steps do not train stably
+MAX_LOG_SCALE = 2  # a coupling scales by exp(-2) to exp(2): larger steps could blow up in training
 MAX_GRADIENT = 50  # of its norm: one image in a place of low density must not undo the others' work
 
 
@@ -109,51 +110,64 @@ class Network(nn.Module):
     def __init__(self, channels, classes, args):
         super().__init__()
         self.first = nn.Conv2d(channels, args.hidden, 3, padding=1)
-        self.label = None
-        if classes > 0:
-            self.label = nn.Embedding(classes, args.hidden)             # added to every pixel
-            nn.init.zeros_(self.label.weight)
-        self.blocks = nn.ModuleList([Block(args.hidden) for _ in range(args.blocks)])
-        self.norm = nn.BatchNorm2d(args.hidden)
+        self.blocks = nn.ModuleList([Block(args.hidden, classes) for _ in range(args.blocks)])
+        self.norm = ConditionalNorm(args.hidden, classes)
         self.last = nn.Conv2d(args.hidden, 2 * channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x, y):
         h = self.first(x)                                               # (B, hidden, H, W)
-        if self.label is not None:
-            h = h + self.label(y)[:, :, None, None]
         for block in self.blocks:
-            h = block(h)
-        return self.last(F.relu(self.norm(h))).float()                  # float32 under --amp
+            h = block(h, y)
+        return self.last(F.relu(self.norm(h, y))).float()               # float32 under --amp
 
 
 class Block(nn.Module):
     """Residual block, (B, width, H, W) -> the same (He et al. 2016, arXiv 1603.05027)."""
 
-    def __init__(self, width):
+    def __init__(self, width, classes):
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(width)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.norm1 = ConditionalNorm(width, classes)
+        self.norm2 = ConditionalNorm(width, classes)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x):
-        h = self.conv1(F.relu(self.norm1(x)))
-        return x + self.conv2(F.relu(self.norm2(h)))
+    def forward(self, x, y):
+        h = self.conv1(F.relu(self.norm1(x, y)))
+        return x + self.conv2(F.relu(self.norm2(h, y)))
+
+
+class ConditionalNorm(nn.BatchNorm2d):
+    """Batch normalisation, followed by a gain and a bias for each class (Dumoulin et al. 2017,
+    arXiv 1610.07629); with no classes it does not look at y."""
+
+    def __init__(self, width, classes):
+        super().__init__(width)
+        self.label = None
+        if classes > 0:
+            self.label = nn.Embedding(classes, 2 * width)
+            nn.init.zeros_(self.label.weight)                           # a gain of 1, a bias of 0
+
+    def forward(self, x, y):
+        h = super().forward(x)
+        if self.label is None:
+            return h
+        gain, bias = self.label(y)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
+        return (1 + gain) * h + bias
 
 
 def make_couplings(channels, classes, args):
-    """Couplings in pairs with opposite masks, so that every number is changed in each pair. Of the
-    last pair the second one changes the first half of the channels."""
-    checkerboard = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(channels // 4)   # of squeezed pixels
-    halves = torch.cat([torch.ones(channels // 2), torch.zeros(channels // 2)])
+    """Couplings in pairs with opposite masks, so that every number is changed in each pair; pair by
+    pair the mask is a checkerboard of pixels, which are squeezed, or half of the channels."""
+    checkerboard = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(channels // 4)
+    half = torch.cat([torch.ones(channels // 2), torch.zeros(channels // 2)])
     couplings = nn.ModuleList()
     for i in range(args.couplings):
-        pairs_left = (args.couplings - 1 - i) // 2
-        mask = halves if pairs_left % 2 == 0 else checkerboard
-        is_second = (args.couplings - 1 - i) % 2 == 0
-        couplings.append(Coupling(1 - mask if is_second else mask, classes, args))
+        mask = checkerboard if i % 4 < 2 else half
+        if i % 2 == 1:
+            mask = 1 - mask
+        couplings.append(Coupling(mask, classes, args))
     return couplings
 
 
@@ -257,12 +271,14 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
     loss_fn = compiled(loss_terms) if args.compile else loss_terms
     means = Means()
     model.train()
-    for x, y in batches(data.x_train, data.y_train, args.batch_size, shuffle=True):
+    for x, y in progress(batches(data.x_train, data.y_train, args.batch_size, shuffle=True)):
         u = torch.rand_like(x)
+        mine = own_rows()                   # of several processes
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-            loss = loss_fn(model, x, y, u)
+            loss = loss_fn(model, x[mine], y[mine], u[mine])
         optimizer.zero_grad()
         loss.mean().backward()
+        average_gradients(model, len(loss))
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT)
         optimizer.step()
         if args.lr_schedule != "plateau":

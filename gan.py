@@ -277,7 +277,8 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
     alpha = torch.zeros(len(x), 1, 1, 1, device=x.device)
     if args.loss == "wgan-gp":
         alpha.uniform_()                                       # one for each image
-    x, y, z, alpha = own_rows(x, y, z, alpha)
+    mine = own_rows()                                          # of several processes
+    x, y, z, alpha = x[mine], y[mine], z[mine], alpha[mine]
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
         with torch.no_grad():                                  # the generator does not learn here
             fake_images = generator(z, y).float()
@@ -304,7 +305,8 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
 def generator_step(generator, discriminator, optimizer, y, args):
     """2. The generator wants high logits for its images. Returns terms of the log, (B,) each."""
     z = torch.randn(len(y), args.latent, device=y.device)
-    y, z = own_rows(y, z)
+    mine = own_rows()
+    y, z = y[mine], z[mine]
     discriminator.requires_grad_(False)                        # spare gradients that nobody needs
     with torch.autocast(y.device.type, torch.bfloat16, enabled=args.amp):
         loss = GENERATOR_LOSS[args.loss](discriminator(generator(z, y), y))

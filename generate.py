@@ -442,30 +442,26 @@ def sweep(source, args):
     labels = chosen_labels(source, range(len(source.names)))
     z, names = [], []
     for label in labels:
-        own_z, _ = draw_codes(source, [0], label if source.names else None, args.seed)
+        has_label = source.model.classes > 0
+        own_z, _ = draw_codes(source, [0], label if has_label else source.label, args.seed)
         z.append(own_z)
-        if source.model.classes > 0:
+        if has_label:
             names.append(source.names[label])
     z, y = torch.cat(z), torch.tensor(labels)
 
-    places = torch.linspace(condition.low, condition.high, args.steps).tolist()
-    columns = images_at(source, index, places, z, y, args)
-    heads = [in_words(condition, place) for place in places]
     name = f"sweep_{harmless(condition.name)}"
     if source.label is not None:
         name += f"_{file_name(source, source.label)}"
+
+    places = torch.linspace(condition.low, condition.high, args.steps).tolist()
+    columns = images_at(source, index, places, z, y, args)
     rows = torch.stack(columns, dim=1).flatten(0, 1)   # class by class
+    heads = [in_words(condition, place) for place in places]
     save_images(args, name, rows, args.steps, names=names, heads=heads, title=condition.name)
 
     places = torch.linspace(condition.low, condition.high, 3 * args.steps).tolist()
-    with tempfile.TemporaryDirectory() as scratch:
-        pages = []
-        for i, images in enumerate(images_at(source, index, places, z, y, args)):
-            page = Path(scratch, f"{i}.png")
-            title = f"{condition.name} {in_words(condition, places[i])}"
-            save_frame(page, args, images, min(len(images), 5), title)
-            pages.append(page)
-        save_gif(args, f"{name}.gif", pages + pages[::-1])
+    titles = [f"{condition.name} {in_words(condition, place)}" for place in places]
+    save_walk(args, f"{name}.gif", images_at(source, index, places, z, y, args), titles)
 
 
 def images_at(source, index, places, z, y, args):
@@ -508,7 +504,8 @@ def interpolate(source, args):
             ends = end_codes(source, x, told[0].repeat_interleave(2, 0))
         z = spherical(ends[0], ends[1], args.steps)
         images = draw(model, z, told[0].repeat_interleave(args.steps, 0), args)
-        save_walk(args, f"{name}.gif", images)
+        titles = [f"step {i + 1} of {args.steps}" for i in range(args.steps)]
+        save_walk(args, f"{name}.gif", images.split(1), titles)
         tell(f"from {taken}")
         return
 
@@ -601,13 +598,13 @@ def nearest_to_mean(source, name):
     return index[distance.argmin()].item()
 
 
-def save_walk(args, name, images):
-    """A film through images (N, C, H, W), there and back."""
+def save_walk(args, name, frames, titles):
+    """A film through frames, each of images (B, C, H, W), with a title each, there and back."""
     with tempfile.TemporaryDirectory() as scratch:
         pages = []
-        for i in range(len(images)):
+        for i, images in enumerate(frames):
             page = Path(scratch, f"{i}.png")
-            save_frame(page, args, images[i:i + 1], 1, f"step {i + 1} of {len(images)}")
+            save_frame(page, args, images, min(len(images), 5), titles[i])
             pages.append(page)
         save_gif(args, name, pages + pages[::-1])
 
@@ -860,6 +857,7 @@ def gif(source, args):
             with contextlib.redirect_stdout(io.StringIO()):   # what it warns of was said before
                 _, _, models = load_models(file, source.device)
             model = models[""]
+            model.values = source.model.values   # those of --angle and --set
             page = Path(scratch, f"samples_{step}.png")
             save_frame(page, args, draw(model, z, y, args), args.columns, f"{unit} {step}")
             sample_pages.append(page)

@@ -10,6 +10,7 @@ prints and writes.
 
 With one process nothing here imports or starts anything.
 """
+import atexit
 import os
 
 import torch
@@ -34,11 +35,10 @@ def is_first_here():
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def own_rows(*tensors):
-    """Of tensors (B, ...) the rows of this process, every count()-th: all of them if it is alone.
-    One tensor comes back by itself, several as a list."""
-    rows = [x[rank()::count()] for x in tensors]
-    return rows[0] if len(rows) == 1 else rows
+def own_rows():
+    """A slice of the rows of a batch that are this process's, every count()-th; of all if it is
+    alone."""
+    return slice(rank(), None, count())
 
 
 def average_gradients(model, n_rows):
@@ -82,20 +82,12 @@ def collect(value):
 
 def start(device):
     """Find the other processes. Raises RuntimeError where they cannot be reached, or where this
-    torch has no backend: gloo for processors, NCCL for GPUs."""
+    torch cannot talk to them."""
     if count() == 1:
         return
     from torch import distributed
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-
-def stop():
-    """Let go of the other processes."""
-    if count() == 1:
-        return
-    from torch import distributed
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+        distributed.init_process_group()          # gloo for processors, NCCL for GPUs
+        atexit.register(distributed.destroy_process_group)

@@ -549,7 +549,6 @@ def guarded(main):
                 raise
             fail("out of memory; use a smaller model, --batch-size or --train-size", status=1)
         finally:
-            processes.stop()
             torch.set_default_dtype(dtype)
 
     return wrapped
@@ -725,9 +724,12 @@ def sample_grid(z, data):
     numbers = encode_values(values, data.conditions).repeat(rows, 1).to(z.device)
     y = torch.arange(rows, device=z.device).repeat_interleave(columns)
     c = vectors(y, len(data.classes) if has_labels else 0, numbers)
-    own_z = z[:1].repeat(rows, 1) if has_labels else z[:rows]   # without classes a z per row
+    own_z = z[:1].repeat(rows, 1)
+    title = f"{last.name} from left to right, one z"
+    if not has_labels:
+        own_z = z[:rows]
+        title += " per row"
     heads = [in_words(last, place) for place in places.tolist()]
-    title = f"{last.name} from left to right, " + ("one z" if has_labels else "one z per row")
     texts = {"columns": columns, "names": names, "heads": heads, "title": title}
     return own_z.repeat_interleave(columns, 0), c, texts
 

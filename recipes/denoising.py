@@ -17,6 +17,7 @@ from common import draw_eps, fixed_images, fixed_z, gaussian_kl, is_autoencoder,
 from common import save_rows
 from metrics import seeded
 from networks import conv_decoder, conv_encoder
+from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import save_latent_map, save_loss_curves, save_reconstructions, set_defaults
@@ -127,6 +128,7 @@ def backward(model, x, eps, beta, args):
         recon, kl, _ = loss_fn(model, x, eps)
     objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
+    average_gradients(model, len(x))
     nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
             "train_recon": recon, "train_kl": kl}
@@ -141,8 +143,9 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
         if args.binarize == "dynamic":
             x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
+        mine = own_rows()       # all of them, unless torchrun has started several processes
         optimizer.zero_grad()
-        means.add(backward(model, x, eps, beta, args))
+        means.add(backward(model, x[mine], eps[mine], beta, args))
         optimizer.step()
         if args.lr_schedule != "plateau":
             scheduler.step()

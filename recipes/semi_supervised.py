@@ -10,19 +10,18 @@ import sys
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.distributions import Bernoulli, Independent, Normal
+from torch.nn import functional as F
 
 from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, check_images
 from common import draw_eps, fail, fixed_z, gaussian_kl, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
+from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import number, save_latent_map, save_loss_curves, save_reconstructions, set_defaults
 from run import sample_grid
 from run import warn_of_collapse
-
-ALPHA = 1.0   # weight of the cross-entropy of the labels that are known
 
 
 # --------------------------------------------------------------------------------------- model
@@ -156,6 +155,7 @@ def backward(model, x, c, eps, beta, args):
         recon, kl = loss_fn(model, x, c, eps)
     objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
+    average_gradients(model, len(x))
     nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
             "train_recon": recon, "train_kl": kl}
@@ -166,7 +166,7 @@ def backward_of_labels(model, data, args):
     known = (data.y_train >= 0).nonzero()[:, 0]
     index = known[torch.randint(len(known), (args.batch_size,), device=known.device)]
     x, y = data.x_train[index].flatten(1) / 255, data.y_train[index]
-    loss = ALPHA * F.cross_entropy(model.classifier(x), y)          # the last term of equation 9
+    loss = args.alpha * F.cross_entropy(model.classifier(x), y)     # the last term of equation 9
     loss = loss + F.cross_entropy(model.baseline(x), y)
     loss.backward()
 
@@ -180,8 +180,9 @@ def train_epoch(models, optimizer, scheduler, data, epoch, args):
         if args.binarize == "dynamic":
             x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
+        mine = own_rows()       # all of them, unless torchrun has started several processes
         optimizer.zero_grad()
-        means.add(backward(models["cvae"], x, c, eps, beta, args))
+        means.add(backward(models["cvae"], x[mine], c[mine], eps[mine], beta, args))
         backward_of_labels(models["cvae"], data, args)
         optimizer.step()
         if args.lr_schedule != "plateau":
@@ -231,8 +232,11 @@ def save_figures(models, data, run):
 
 def flags():
     parser = Parser(__file__, __doc__)
-    add_model_flags(parser).add_argument("--labels", type=number(int, 1), default=100, metavar="N",
-                                         help="training images with labels, of each class as many")
+    group = add_model_flags(parser)
+    group.add_argument("--labels", type=number(int, 1), default=100, metavar="N",
+                       help="training images with labels, as many of each class")
+    group.add_argument("--alpha", type=number(float, 0), default=30.0, metavar="A",
+                       help="weight of their cross-entropy")
     add_training_flags(parser)      # loss, optimiser, data, run
     return parser
 

@@ -16,6 +16,7 @@ from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, c
 from common import draw_eps, is_autoencoder, save_grid
 from metrics import seeded
 from networks import conv_decoder, conv_encoder
+from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import number, save_latent_map, save_loss_curves, save_reconstructions, set_defaults
@@ -50,7 +51,7 @@ class VAE(nn.Module):
             self.decoder = conv_decoder(n_z, outputs, height, args)
         if args.likelihood != "bernoulli" and args.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.tensor(-1.0))
-        self.pseudo_inputs = nn.Parameter(torch.randn(args.pseudo_inputs, *shape))      # logits
+        self.pseudo_inputs = nn.Parameter(0.05 + 0.01 * torch.randn(args.pseudo_inputs, *shape))
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
     def encode(self, x):
@@ -82,7 +83,7 @@ class VAE(nn.Module):
 
     def prior(self):
         """p(z) = 1/K sum_k q(z|u_k), equation 9, of codes (latent,)."""
-        mu, logvar = self.encode(torch.sigmoid(self.pseudo_inputs))         # (K, latent) each
+        mu, logvar = self.encode(self.pseudo_inputs.clamp(0, 1))         # (K, latent) each
         weights = torch.ones(len(mu), device=mu.device)
         return MixtureSameFamily(Categorical(weights), posterior(mu, logvar))
 
@@ -138,6 +139,7 @@ def backward(model, x, eps, beta, args):
         recon, kl, _ = loss_fn(model, x, eps)
     objective = recon + beta * kl                                   # with beta = 1, the loss
     objective.mean().backward()
+    average_gradients(model, len(x))
     nn.utils.clip_grad_norm_(model.parameters(), x[0].numel())      # a guard, rarely at work
     return {"train_objective": objective, "train_loss": recon + kl,
             "train_recon": recon, "train_kl": kl}
@@ -152,8 +154,9 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
         if args.binarize == "dynamic":
             x = torch.bernoulli(x)                                  # black or white, drawn anew
         eps = draw_eps(x, args)
+        mine = own_rows()       # all of them, unless torchrun has started several processes
         optimizer.zero_grad()
-        means.add(backward(model, x, eps, beta, args))
+        means.add(backward(model, x[mine], eps[mine], beta, args))
         optimizer.step()
         if args.lr_schedule != "plateau":
             scheduler.step()
@@ -183,7 +186,7 @@ def save_figures(model, data, run):
     """Reconstructions below their originals, samples, curves and, for a 2-D z, the latent plane."""
     model.eval()
     save_reconstructions(run, data, [model])
-    save_grid(run.figure("pseudo_inputs"), torch.sigmoid(model.pseudo_inputs[:64]), 8)
+    save_grid(run.figure("pseudo_inputs"), model.pseudo_inputs[:64].clamp(0, 1), 8)
     with seeded(0):
         z = model.prior().sample((64,))                          # of the same noise in every epoch
     save_grid(run.figure("sample"), model.decode(z).mean, 8)

@@ -56,7 +56,7 @@ def main(argv=()):
             if before.read_bytes() == after.read_bytes():
                 continue
             n = carry(recipe, before, after)
-        tell(f"recipes/{name}.py: {n} conflicts" if n else f"recipes/{name}.py: carried")
+        tell(f"recipes/{name}.py: " + (f"conflicts: {n}" if n else "carried"))
         conflicts += n
     if conflicts:
         raise SystemExit(1)

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import vae
 from common import is_autoencoder
+from recipes import ORIGINALS
 from run import parse
 from tools.record import lookup, read_run, results_of
 
@@ -81,7 +82,9 @@ def test_commands_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_modules_and_shell_scripts_exist(page):
     known = {"--help"}
-    for script in ("vae", "cvae", "gan", "flow", "generate", "evaluate", "tools/benchmark"):
+    recipes = [f"recipes/{name}" for name in ORIGINALS]
+    for script in ("vae", "cvae", "gan", "flow", "generate", "evaluate", "tools/benchmark",
+                   *recipes):
         known |= set(parser_of(script)._option_string_actions)
     for line in code_of(text_of(page)):
         for flag in re.findall(r"^--[\w-]+", line):

@@ -31,13 +31,13 @@ def test_the_label_enters_one_hot():
     z, y = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), torch.tensor([0, 3])
     expected = torch.tensor([[0.1, 0.2, 0.3, 1, 0, 0, 0],
                              [0.4, 0.5, 0.6, 0, 0, 0, 1]])
-    assert torch.equal(small_model(4).with_label(z, y), expected)
+    assert torch.equal(small_model(4).with_condition(z, y), expected)
 
 
 def test_the_label_enters_a_convolution_as_constant_planes():
     """One channel for each class: all ones for that of the image, zeros for the others."""
     x, y = torch.rand(2, *SHAPE), torch.tensor([0, 2])
-    h = small_model(3, "--arch=conv").with_label(x, y)
+    h = small_model(3, "--arch=conv").with_condition(x, y)
     ones, zeros = torch.ones(8, 8), torch.zeros(8, 8)
     assert torch.equal(h[:, :1], x)
     assert torch.equal(h[0, 1:], torch.stack([ones, zeros, zeros]))

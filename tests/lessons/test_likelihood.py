@@ -31,7 +31,7 @@ def decoded(script, *flags, edit=None):
     z, y = torch.randn(5, 3), torch.ones(5)
     inputs = z
     if script is cvae:
-        inputs = model.with_label(z, y)
+        inputs = model.with_condition(z, y)
     return run.decode(model, z, y), model.decoder(inputs), model
 
 

@@ -16,7 +16,7 @@ from torch import nn
 import cvae
 import generate
 import run
-from common import fixed_images, is_at_hand, load_data
+from common import Condition, fixed_images, is_at_hand, load_data
 from tools.explorer import Dots, pack_layer, save_explorer
 
 PAGES = ROOT / "results" / "explorer"   # which anyone can open who has the repository only
@@ -221,6 +221,27 @@ def test_every_decoder_there_is_runs_in_the_page(arch, shape, tmp_path):
     assert expected.std() > 0.1
     # After the means of the pixels stand their sigmas, which the page leaves alone.
     assert (images[..., :expected.shape[2]] - expected).abs().max() < 2 / 255
+
+
+def test_conditions_enter_as_in_pytorch(tmp_path):
+    """An angle as cos and sin, after the label; the twin is told nothing."""
+    shape = [1, 6, 6]
+    conditions = (Condition("slant", "number", -1.0, 3.0, 1.0, 0.5),
+                  Condition("angle", "angle", -90.0, 90.0))
+    model = run.Trained(trained(shape, 7).model, "CVAE", trained(shape, 7).args, conditions)
+    models = {"": model, "vae_": trained(shape, 0)}
+    file = write_page(tmp_path / "page.html", models, shape)
+    found, decoder = read_page(file)
+    assert [len(packed["conditions"]) for packed in found["models"]] == [2, 0]
+    script = decoder + """
+const page = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const images = page.models.map(load).map(model =>
+  Array.from(decode(model, [1, -1, 0.5, 2, 0], 2, [2.5, -30])));
+console.log(JSON.stringify(images));"""
+    model.values = torch.tensor([2.5, -30])
+    expected = in_torch(models, [([1.0, -1.0, 0.5, 2.0, 0.0], 2)])[:, 0]
+    for image, right in zip(node(script, json.dumps(found)), expected, strict=True):
+        assert (torch.tensor(image)[:36] - right[:36]).abs().max() < 2 / 255
 
 
 def test_every_activation_is_pytorchs(page):

@@ -11,6 +11,7 @@ import evaluate
 import flow
 import generate
 from run import load_models
+from tools import pack
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,10 @@ def test_evaluate_has_all_but_reconstructions(flow_run, capsys):
     found = evaluate.measure(*load_models(flow_run), args)
     assert list(found) == ["test_loss", "test_bpd"]
     assert "mse left out: a flow gives back every image as it was" in capsys.readouterr().out
+
+
+def test_a_packed_flow_draws_what_the_run_draws(flow_run, tmp_path):
+    pack.main(flow_run, tmp_path / "small.pt")
+    small, full = load_models(tmp_path / "small.pt")[2][""], load_models(flow_run)[2][""]
+    z, y = torch.randn(4, full.latent), torch.arange(4)
+    assert (small.images(z, y) - full.images(z, y)).abs().max() < 0.01   # half precision
