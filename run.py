@@ -1434,7 +1434,7 @@ class Trained:
 
     def told(self, c):
         """c as the model takes it: labels (B,) become vectors (B, n_c) if it is told more."""
-        if c.ndim == 2 or not self.conditions:
+        if not self.conditions or c.ndim == 2:
             return c
         numbers = encode_values(self.values[None], self.conditions)   # (1, k)
         return vectors(c, self.classes, numbers.to(c.device).expand(len(c), -1))

@@ -505,13 +505,13 @@ def test_figures_of_vae(vae_run):
 
 
 def test_names_and_curves_in_figures(tmp_path, monkeypatch):
-    names, curves = {}, {}
+    named, curves = {}, {}
 
     def save_rows(path, rows):
-        names[path.name] = list(rows)
+        named[path.name] = list(rows)
 
-    def save_grid(path, images, columns, rows=()):
-        names[path.name] = list(rows)
+    def save_grid(path, images, columns, names=(), **texts):
+        named[path.name] = list(names)
 
     def save_curves(path, rows, step, panels, unit):
         for title, lines in panels.items():
@@ -521,7 +521,7 @@ def test_names_and_curves_in_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(cvae, "save_grid", save_grid)
     monkeypatch.setattr(run, "save_curves", save_curves)
     cvae.main(out=tmp_path / "run", **TINY | {"epochs": 1, "latent": 3})
-    assert names == {"reconstruction_001.png": ["original", "CVAE", "VAE"],
+    assert named == {"reconstruction_001.png": ["original", "CVAE", "VAE"],
                      "sample_001.png": list("0123456789"), "sample_vae_001.png": []}
     assert list(curves) == ["loss = reconstruction + KL", "reconstruction", "KL divergence"]
     assert curves["KL divergence"] == {"CVAE train": "train_kl", "CVAE test": "test_kl",

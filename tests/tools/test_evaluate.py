@@ -258,7 +258,7 @@ def test_likelihoods_of_a_table_of_p_x_given_y(monkeypatch):
     monkeypatch.setattr(metrics, "class_log_likelihoods", table)
     monkeypatch.setattr(evaluate, "likelihood_name", lambda *_: "nll")
     args = SimpleNamespace(seed=1, nll_samples=1)
-    trained = SimpleNamespace(classes=2, name="own", is_flow=False)
+    trained = SimpleNamespace(classes=2, name="own", is_flow=False, conditions=())
     found = evaluate.likelihoods(trained, data, args)
     given_y = -p[range(4), y].log().mean().item()
     assert found["nll_given_y_is1"] == found["nll_given_y_is1_4"] == pytest.approx(given_y)

@@ -542,7 +542,7 @@ def test_pictures_of_different_models_have_folders_of_their_own(path, folder, tm
 
 
 def test_a_path_is_printed_when_the_file_is_complete(vae_run, tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def broken(*_, **texts):
         raise RuntimeError
     monkeypatch.setattr(generate, "save_grid", broken)
     with pytest.raises(RuntimeError):
