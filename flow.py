@@ -2,9 +2,10 @@
 
 Dinh, Sohl-Dickstein & Bengio 2017, Density estimation using Real NVP (arXiv 1605.08803).
 
-    python flow.py                                     # MNIST: bits per dimension in 15 minutes
-    python flow.py --conditional                       # one class per row
-    python flow.py --dataset digits --epochs 60        # no download
+    python flow.py                                 # MNIST, five epochs
+    python flow.py --epochs 22                     # 1.215 bits per dimension, 72 minutes of one
+    python flow.py --conditional                   # one class per row
+    python flow.py --dataset digits --epochs 60    # no download
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
