@@ -1083,7 +1083,7 @@ class Run:
         numbers = {}
         for name, value in self.rows[-1].items():
             if name != self.unit and value is not None:
-                numbers[name] = value
+                numbers[board_tag(name)] = value
         for file in self.folder.glob(f"*_{step:03d}.png"):
             image = np.array(Image.open(file).convert("RGB"))
             tag = file.stem.removesuffix(f"_{step:03d}")
@@ -1132,6 +1132,15 @@ def check_optimizer(optimizer):
         for value in memory.values():
             if value.ndim > 0 and value.shape != parameter.shape:
                 raise ValueError(f"{list(value.shape)} is remembered of {list(parameter.shape)}")
+
+
+def board_tag(column):
+    """train_loss -> loss/train, vae_test_kl -> kl/vae_test: TensorBoard puts side by side what has
+    the same word before the slash."""
+    match = re.fullmatch(r"(vae_)?(train|test)_(\w+)", column)
+    if match is None:
+        return column
+    return f"{match[3]}/{match[1] or ''}{match[2]}"
 
 
 def twin_last(row):

@@ -563,16 +563,18 @@ def test_a_grid_keeps_every_pixel_and_names_its_rows(tmp_path):
 def test_tensorboard_holds_the_log_and_the_figures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     folder = tmp_path / "run"
-    flags = TINY | {"epochs": 12, "hidden": 4, "train_size": 200}
+    flags = TINY | {"epochs": 25, "hidden": 4, "train_size": 200}
     _, rows = vae.main(out=folder, tensorboard=True, **flags)
     board = EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0})   # 0: all
     board.Reload()
     for name in ["seconds", "lr", "beta", *TERMS]:
-        events = board.Scalars(name)
-        assert [event.step for event in events] == list(range(1, 13))   # each once
+        events = board.Scalars(run.board_tag(name))
+        assert [event.step for event in events] == list(range(1, 26))   # each once
         assert [event.value for event in events] == pytest.approx([row[name] for row in rows])
     assert set(board.Tags()["images"]) == {"reconstruction", "sample", "latent"}
-    assert [event.step for event in board.Images("sample")] == [1, 2, 5, 10, 12]
+    assert [event.step for event in board.Images("sample")] == [1, 2, 5, 10, 20, 25]
+    assert {"loss/train", "loss/test", "kl/test"} <= set(board.Tags()["scalars"])
+    assert run.board_tag("vae_test_kl") == "kl/vae_test"
     assert "_hparams_/experiment" in board.summary_metadata
 
 
