@@ -786,7 +786,8 @@ def tsne(source, args):
     index = evenly(n, source.data, "--tsne")
     mu = source.posteriors[0][index]
     check_codes(mu, 5, "--tsne")
-    tell(f"placing {n} codes by t-SNE, some {max(1, n // 120)} s on two cores")
+    if n > 500:   # fewer take seconds
+        tell(f"placing {n} codes by t-SNE, some {n // 120} s on two cores")
     method = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=args.seed)
     points = method.fit_transform(mu.numpy())
     save_map(args, f"tsne_{n}", points, source.data, index, "t-SNE of mu")

@@ -159,7 +159,7 @@ def test_tensorboard_knows_every_row_once(tmp_path, monkeypatch):
     vae.main(resume=folder, quiet=True)
     board = event_accumulator.EventAccumulator(str(folder / "tensorboard"), {"scalars": 0})
     board.Reload()
-    assert [event.step for event in board.Scalars("test_loss")] == [1, 2, 3]
+    assert [event.step for event in board.Scalars("loss/test")] == [1, 2, 3]
 
 
 def test_of_several_wrong_flags_the_first_is_named(whole, refused):
