@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh: go to the root of the project and see that .venv is complete.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+unset PYTHONDONTWRITEBYTECODE  # uv compiles nothing: the first import does, once, and keeps it
 stamp=.venv/requirements.txt   # a copy, written last: the set-up is done while the two are equal
 
 fits() {   # do the installed torch and torchvision belong together?

@@ -347,11 +347,12 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("slow", [True, False])
-def test_amp_says_where_it_is_slower(slow, tmp_path, monkeypatch, capsys, no_plots):
-    monkeypatch.setattr(run, "is_slow_in_bfloat16", lambda device: slow)
+@pytest.mark.parametrize("slowdown, is_slow", [(40, True), (0.5, False)])
+def test_amp_says_where_it_is_slower(slowdown, is_slow, tmp_path, monkeypatch, capsys, no_plots):
+    monkeypatch.setattr(run, "slowdown_in_bfloat16", lambda device: slowdown)
     vae.main(out=tmp_path / "run", **TINY | {"quiet": False, "amp": True, "epochs": 1})
-    assert ("faster without --amp" in capsys.readouterr().out) == slow
+    printed = capsys.readouterr().out
+    assert ("40.0 times as long" in printed and "remove --amp" in printed) == is_slow
 
 
 def test_the_probe_of_amp_compares_the_two_types(monkeypatch):
@@ -365,7 +366,7 @@ def test_the_probe_of_amp_compares_the_two_types(monkeypatch):
 
     monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch, "mm", timed)
-    assert run.is_slow_in_bfloat16(torch.device("cpu"))
+    assert run.slowdown_in_bfloat16(torch.device("cpu")) == 2
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys, no_plots):
