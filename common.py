@@ -5,15 +5,22 @@ section, half of this file, reads data sets: skip it until data of your own are 
 """
 import contextlib
 import functools
+import hashlib
 import importlib
 import io
+import json
 import math
 import os
+import re
 import socket
+import struct
 import sys
+import tempfile
 import textwrap
+import time
 import unicodedata
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +33,9 @@ import processes
 
 def fail(message, status=2):
     """End the program with one line that names the flag or file and the remedy."""
-    if processes.is_first_here():   # the others on this machine find the same
+    if not processes.is_first_here():
+        time.sleep(20)   # the first most likely finds the same, and torchrun then ends this one
+    if processes.has_last_word():
         tell(f"error: {' '.join(message.split())}", sys.stderr)
     raise SystemExit(status)
 
@@ -129,8 +138,40 @@ class Condition(NamedTuple):
     deviation: float = 1.0
 
 
+class HostImages:
+    """Images, uint8 (N, C, H, W), that are too many for `device`: they stay in the memory of the
+    processor, or in a mapped file, and the rows that are asked for are moved to the device."""
+
+    def __init__(self, images, device):
+        self.images, self.device = images, torch.device(device)
+
+    @property
+    def shape(self):
+        return self.images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def numel(self):
+        return self.images.numel()
+
+    def __getitem__(self, index):
+        if isinstance(index, torch.Tensor):
+            index = index.cpu()
+        return self.moved(self.images[index])
+
+    def index_select(self, dim, index):
+        return self.moved(self.images.index_select(dim, index.cpu()))
+
+    def moved(self, rows):
+        """The rows on the device; the processor does not wait until a GPU has them."""
+        if self.device.type == "cuda":
+            return rows.pin_memory().to(self.device, non_blocking=True)
+        return rows.to(self.device)
+
+
 class Data(NamedTuple):
-    """A data set, all of it on one device."""
+    """A data set. Of images that do not fit on the device x_train and x_test are HostImages."""
     name: str
     x_train: torch.Tensor   # uint8 (N, C, H, W)
     y_train: torch.Tensor   # int64 (N,); zeros where there are no labels
@@ -166,8 +207,33 @@ def batches(x, y, batch_size, shuffle):
     """
     n = len(x)
     order = torch.randperm(n, device=x.device) if shuffle else torch.arange(n, device=x.device)
-    for index in order.split(batch_size):
-        yield x.index_select(0, index) / 255, y[index]   # faster than x[index]
+    rows = order
+    if isinstance(x, HostImages):
+        rows = order.cpu()   # one wait for the device, and not one in every step
+    for row, index in zip(rows.split(batch_size), order.split(batch_size), strict=True):
+        yield x.index_select(0, row) / 255, y[index]   # faster than x[index]
+
+
+# Pixels that are worked on at a time where all images at once would not fit into memory.
+PIXELS_AT_A_TIME = 2 ** 26
+
+
+def by_parts(function, x):
+    """What a function makes of images, uint8 (N, C, H, W) in and out; they stay where they were."""
+    is_on_host = isinstance(x, HostImages)
+    made = torch.empty_like(x.images if is_on_host else x)
+    n = max(1, PIXELS_AT_A_TIME // x.shape[1:].numel())
+    for start in range(0, len(x), n):
+        made[start:start + n] = function(x[start:start + n])
+    return HostImages(made, x.device) if is_on_host else made
+
+
+def hash_rows(digest, x):
+    """Feed the bytes of a tensor, or of HostImages, to a hash, part by part."""
+    if isinstance(x, HostImages):
+        x = x.images
+    for part in x.split(1000):
+        digest.update(part.cpu().contiguous().numpy())
 
 
 def binarize(data, args):
@@ -179,11 +245,20 @@ def binarize(data, args):
     if args.binarize == "none":
         return data
     if args.binarize == "threshold":
-        return data._replace(x_train=(data.x_train >= 128).byte() * 255,
-                             x_test=(data.x_test >= 128).byte() * 255)
+        return data._replace(x_train=by_parts(above_half, data.x_train),
+                             x_test=by_parts(above_half, data.x_test))
     noise = torch.Generator(data.x_test.device).manual_seed(0)
-    x_test = torch.bernoulli(data.x_test / 255, generator=noise)
-    return data._replace(x_test=x_test.mul(255).byte())
+
+    def drawn(x):
+        p = (x / 255).contiguous()   # so that each pixel gets its noise whatever the layout is
+        return torch.bernoulli(p, generator=noise).mul(255).byte()
+
+    return data._replace(x_test=by_parts(drawn, data.x_test))
+
+
+def above_half(x):
+    """uint8 images with 255 where they are above 1/2, and 0 elsewhere."""
+    return (x >= 128).byte() * 255
 
 
 # -------------------------------------------------------------------------------------- losses
@@ -253,6 +328,11 @@ def beta_at(epoch, args):
     return args.beta * min(1, (epoch - start - 1) / (warmup - 1))
 
 
+# Sums of an epoch that lie together. A small tensor of each step's own would stay between the large
+# ones, and the memory in between could not be used again: in 2,000 steps a gigabyte or more.
+BLOCK = 1024
+
+
 class Means:
     """Means per image of named terms, over the batches of an epoch.
 
@@ -260,7 +340,7 @@ class Means:
     """
 
     def __init__(self):
-        self.sums = {}      # {name: [sum over a batch, ...]}
+        self.sums = {}      # {name: [BLOCK sums over batches each, ...]}
         self.steps = {}     # {name: [step of that batch, ...]}
         self.counts = {}    # {name: images}
         self.step = 1
@@ -276,7 +356,11 @@ class Means:
                 self.added = set()
             self.added.add(name)
             self.steps.setdefault(name, []).append(self.step)
-            self.sums.setdefault(name, []).append(values.detach().sum())
+            blocks = self.sums.setdefault(name, [])
+            place = (len(self.steps[name]) - 1) % BLOCK
+            if place == 0:
+                blocks.append(values.new_empty(BLOCK))
+            blocks[-1][place] = values.detach().sum()
             self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def compute(self, when):
@@ -286,7 +370,8 @@ class Means:
         culprit = None
         first_step = math.inf
         for name, sums in self.sums.items():
-            sums = torch.stack(sums).cpu().double()   # many sums outgrow the 24 bits of a float
+            sums = torch.cat(sums)[:len(self.steps[name])]
+            sums = sums.cpu().double()   # many sums outgrow the 24 bits of a float
             sums = processes.total(sums)
             count = processes.total(torch.tensor(self.counts[name]))
             means[name] = (sums.sum() / count).item()
@@ -574,7 +659,8 @@ def add_key(axes, dots, y, classes):
 
 # ------------------------------------------------------------------------------- reading data
 def load_data(name, folder="data", device="cpu", image_size=None, train_size=None, test_size=None,
-              skip_broken=False, background="white", rotate=None, condition="label", say=tell):
+              skip_broken=False, background="white", rotate=None, condition="label", say=tell,
+              data_on=None, cache="results/cache"):
     """Read a data set by name or path, resize it, take subsets and turn the images.
 
     name: a key of READERS, an image folder or an .npz file; folder: where the named ones lie.
@@ -584,7 +670,9 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
     be used. skip_broken: leave out damaged images of a folder; background: the colour on which its
     transparent images are put, white or black. rotate: turn each image by an angle of its own, of
     up to as many degrees. condition: what a conditional model is told: the label, the angle (that
-    is, all conditions that the images come with), both, none; None: all there is.
+    is, all conditions that the images come with), both, none; None: all there is. data_on: "cpu"
+    lets the images stay there, "device" moves all of them; None: as they fit. cache: the folder
+    for decoded images.
     """
     if not str(name).strip():
         fail("--dataset is empty; give the name of a data set, or a path")
@@ -602,7 +690,7 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
         values_train, values_test = torch.empty(len(x_train), 0), torch.empty(len(x_test), 0)
         conditions = []
     else:
-        parts = read_path(path, image_size, skip_broken, background, notes)
+        parts = read_path(path, image_size, skip_broken, background, cache, notes, say)
         x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
         values_train, values_test = parts.values[~parts.is_test], parts.values[parts.is_test]
         conditions = describe(parts.value_names, values_train)
@@ -622,8 +710,8 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
         say(printable(f"--dataset {path}: {note}"))
 
     name = path.name if os.path.isdir(path) else path.stem
-    data = Data(printable(name), x_train.to(device), y_train.to(device),
-                x_test.to(device), y_test.to(device), classes)
+    x_train, x_test = place_images(x_train, x_test, torch.device(device), data_on)
+    data = Data(printable(name), x_train, y_train.to(device), x_test, y_test.to(device), classes)
     if condition in ("label", "none"):
         conditions = []
     if condition == "label" or (condition in (None, "both") and not conditions):
@@ -635,23 +723,37 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
                          conditions=tuple(conditions))
 
 
-def read_path(path, image_size, skip_broken, background, notes):
-    """The Parts of an image folder or an .npz file, with a test part."""
+def read_path(path, image_size, skip_broken, background, cache, notes, say):
+    """The Parts of an image folder, of an .npz file or of a folder of .npy files."""
+    if os.path.isfile(path / "x_train.npy"):
+        return read_arrays(path, cache, notes, say)
     if os.path.isdir(path):
-        parts = read_folder(path, image_size, skip_broken, background, notes)
-    elif os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
-        parts = read_npz(path, notes)
-    else:
-        fail(f"--dataset {path} was not found; use {', '.join(READERS)}, the path of an image "
-             "folder or of an .npz file")
-    if parts.is_test is None:
-        is_test = split_off_test(parts.y, f"--dataset {path}")
-        notes.append(f"no test part; {int(is_test.sum())} of {len(is_test)} images are that, a "
-                     "tenth of each class, drawn at random and always the same")
-        parts = parts._replace(is_test=is_test)
-    if parts.values is None:
-        parts = parts._replace(values=torch.empty(len(parts.x), 0))
-    return parts
+        return read_folder(path, image_size, skip_broken, background, cache, notes, say)
+    if os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
+        return read_arrays(path, cache, notes, say)
+    fail(f"--dataset {path} was not found; use {', '.join(READERS)}, the path of an image folder "
+         "or of an .npz file")
+
+
+def place_images(x_train, x_test, device, data_on):
+    """Both on the device or, if they do not fit there or data_on is "cpu", both as HostImages."""
+    if device.type == "cpu":
+        return x_train, x_test
+    stay = data_on == "cpu"
+    if data_on is None:
+        stay = not fits(x_train.numel() + x_test.numel(), device)
+    if stay:
+        return HostImages(x_train, device), HostImages(x_test, device)
+    return x_train.to(device), x_test.to(device)
+
+
+def fits(n_bytes, device):
+    """Whether images may take so many bytes of a device: half of what is free there, because
+    training takes some, too."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return n_bytes <= free / 2
 
 
 def random_subset(n, size, flag):
@@ -892,25 +994,25 @@ READERS = {
 # What folders and files have in common
 
 class Parts(NamedTuple):
-    """What a folder or file holds."""
-    x: torch.Tensor                       # uint8 (N, C, H, W)
+    """What a folder or file holds. All but the images is of both parts, in the file's order."""
+    x_train: torch.Tensor                 # uint8 (N, C, H, W)
+    x_test: torch.Tensor
     y: torch.Tensor                       # int64 (N,); zeros if there are no labels
     names: list | None                    # of the labels; None if they have none; empty: no labels
-    is_test: torch.Tensor | None          # bool (N,); None if there is no test part
-    values: torch.Tensor | None = None    # of conditions, double (N, n)
+    is_test: torch.Tensor                 # bool (N,)
+    values: torch.Tensor                  # of conditions, double (N, n)
     value_names: tuple = ()
 
 
 def arrange(place, parts, notes):
     """The Parts of the data at `place` -> x_train, y_train, x_test, y_test, classes."""
-    x, y, names, is_test = parts.x, parts.y, parts.names, parts.is_test
-    x_train, y_train = x[~is_test], y[~is_test]
-    x_test, y_test = x[is_test], y[is_test]
+    x_train, x_test, names = parts.x_train, parts.x_test, parts.names
+    y_train, y_test = parts.y[~parts.is_test], parts.y[parts.is_test]
 
-    if x_train.max() == 1:   # masks: grey level 1 of 255 would be nearly black
-        if x_test.max() > 1:
-            fail(f"{place}: training pixels end at 1, test pixels at {x_test.max()}; multiply the "
-                 "training images by 255")
+    if brightest(x_train) == 1:   # masks: grey level 1 of 255 would be nearly black
+        if brightest(x_test) > 1:
+            fail(f"{place}: training pixels end at 1, test pixels at {brightest(x_test)}; multiply "
+                 "the training images by 255")
         notes.append("pixels are 0 and 1; multiplied by 255")
         x_train, x_test = x_train * 255, x_test * 255
 
@@ -926,6 +1028,21 @@ def arrange(place, parts, notes):
     classes = number_classes(trained, names, notes)
     y_train, y_test = torch.searchsorted(trained, y_train), torch.searchsorted(trained, y_test)
     return x_train, y_train, x_test, y_test, classes
+
+
+def brightest(x):
+    """The greatest of all pixels, part by part: max() first copies images with channels last."""
+    return max(part.max().item() for part in x.split(1000))
+
+
+def find_test(is_test, y, place, notes):
+    """Which images of labels y (N,) are for testing: is_test or, if it is None, a tenth."""
+    if is_test is not None:
+        return is_test
+    is_test = split_off_test(y, place)
+    notes.append(f"no test part; {int(is_test.sum())} of {len(is_test)} images are that, a tenth "
+                 "of each class, drawn at random and always the same")
+    return is_test
 
 
 def split_off_test(y, place):
@@ -986,10 +1103,11 @@ TEST_KEYS = {"x_test": "y_test", "X_test": "y_test", "test_images": "test_labels
              "x_val": "y_val", "X_val": "y_val", "val_images": "val_labels"}
 
 
-def read_npz(path, notes):
+def read_arrays(path, cache, notes, say):
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W) with or without labels under TRAIN_KEYS and
     TEST_KEYS; `classes`, the names of the labels, optional; conditions (see read_conditions). An
-    .npy file holds images only."""
+    .npy file holds images only; a folder has an .npy file for each name. cache: the folder for
+    large files without a test part, whose images are brought into order there."""
     arrays = load_arrays(path, notes)
     found = [f"{key} {array.dtype} {array.shape}" for key, array in arrays.items()]
     found = f"--dataset {path} holds {', '.join(found) or 'no known names'}"
@@ -1000,11 +1118,12 @@ def read_npz(path, notes):
     keys = [train] if test is None else [train, test]
     if test is not None and "val" in test:
         notes.append(f"no test part; {test} is that")
-    x = join(arrays, keys, found)
-    x = to_uint8(to_layout(x, found, notes), train, found, notes)
+    check_alike(arrays, keys, found)
+    images = as_images(arrays, keys, found, notes)
+    n = sum(len(arrays[key]) for key in keys)
     is_test = None
     if test is not None:
-        is_test = torch.arange(len(x)) >= len(arrays[train])
+        is_test = torch.arange(n) >= len(arrays[train])
     sizes = [len(arrays[key]) for key in keys]
     values, value_names = read_conditions(arrays, sizes, found)
     if value_names:
@@ -1012,8 +1131,57 @@ def read_npz(path, notes):
 
     label_keys = [(TRAIN_KEYS | TEST_KEYS)[key] for key in keys]
     if not any(key in arrays for key in label_keys):
-        y = torch.zeros(len(x), dtype=torch.long)
-        return Parts(x, y, [], is_test, values, value_names)
+        y, names = torch.zeros(n, dtype=torch.long), []
+    else:
+        y, names = read_labels(arrays, keys, label_keys, found, path, notes)
+    is_test = find_test(is_test, y, f"--dataset {path}", notes)
+    if len(images) == 1 and isinstance(arrays[train], np.memmap):
+        images = train_first(images[0], is_test, path, cache, notes, say)
+    elif len(images) == 1:
+        images = images[0][~is_test], images[0][is_test]
+    return Parts(*images, y, names, is_test, values, value_names)
+
+
+def as_images(arrays, keys, found, notes):
+    """The images of a file, uint8 (N, C, H, W): [training, test]; [all] where there is no test
+    part, or where they must be converted, which goes by the pixels of all."""
+    parts = [arrays[key] for key in keys]
+    if any(part.dtype != np.uint8 for part in parts):
+        parts = [np.concatenate(parts)]
+    images = []
+    for part in parts:
+        said = notes if not images else []   # of the training images only
+        images.append(to_uint8(to_layout(part, found, said), keys[0], found, said))
+    return images
+
+
+def train_first(x, is_test, path, cache, notes, say):
+    """x_train, x_test of all images x of a mapped file: they are written in this order, once, into
+    the folder `cache`, so that both parts can be mapped, too."""
+    file = path / "x_train.npy" if path.is_dir() else path
+    status = file.stat()
+    try:
+        with kept_images(cache, path, (), f"{status.st_size} {status.st_mtime_ns}") as file:
+            kept = load_kept(file)
+            if kept is None:
+                say(printable(f"--dataset {path}: bringing the training images to the front, once, "
+                              f"in {file.parent}"))
+                kept = keep_images(file, x, in_parts(is_test), [])
+    except OSError as error:
+        notes.append(not_kept(cache, error))
+        return x[~is_test], x[is_test]
+    x, _ = kept
+    n = int((~is_test).sum())
+    return x[:n], x[n:]
+
+
+def in_parts(is_test):
+    """The rows of the training images, and then those of the test images, (N,)."""
+    return torch.cat([(~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]])
+
+
+def read_labels(arrays, keys, label_keys, found, path, notes):
+    """The labels of training and test images, int64 (N,), and the names of the classes or None."""
     for image_key, key in zip(keys, label_keys, strict=True):
         if key not in arrays or arrays[key].shape[:1] != arrays[image_key].shape[:1]:
             fail(f"{found}; y_train and y_test must be whole numbers (N,), one for each image")
@@ -1022,21 +1190,23 @@ def read_npz(path, notes):
     names = None
     if "classes" in arrays:
         names = [as_text(name) for name in arrays["classes"].flat]
-    y, names = to_labels(join(arrays, label_keys, found), names, found, notes)
+    check_alike(arrays, label_keys, found)
+    y = np.concatenate([arrays[key] for key in label_keys])
+    y, names = to_labels(y, names, found, notes)
     check_names(y, names, path)
-    return Parts(x, y, names, is_test, values, value_names)
+    return y, names
 
 
 def read_conditions(arrays, sizes, found):
     """c_train and c_test, numbers (N, n) or (N,), a row for each image -> values (N, n), names.
 
     sizes: how many images there are, [training, test]; only [all] where there is no test part, and
-    then c_train is of all. `conditions`, optional, has their names. None, () without conditions.
+    then c_train is of all. `conditions`, optional, has their names. Without conditions n is 0.
     """
     keys = ["c_train", "c_test"][:len(sizes)]
     given = [key for key in ("c_train", "c_test") if key in arrays]
     if not given:
-        return None, ()
+        return torch.empty(sum(sizes), 0), ()
     must = f"{' and '.join(keys)} must be numbers (N, n), a row for each image"
     if given != keys:
         fail(f"{found}; {must}; add what is missing, or remove {', '.join(given)}")
@@ -1064,25 +1234,32 @@ def read_conditions(arrays, sizes, found):
 
 
 def load_arrays(path, notes):
-    """{name: array} of images, labels, conditions and names; nothing else in the file is read."""
-    wanted = {"y_train", "y_test", "classes", "c_train", "c_test", "conditions"}
+    """{name: array} of images, labels, conditions and names; nothing else in the file is read.
+    Large arrays of images are mapped if they are stored as they are used: uint8, uncompressed."""
     arrays = {}
+    archive = None
     try:
-        file = np.load(path, allow_pickle=False)   # a pickle could run any code
-        if isinstance(file, np.ndarray):
-            return {"x_train": file}
-        with file:
-            keys = file.files
-            for known in (TRAIN_KEYS, TEST_KEYS):
-                key = find_key(keys, known)
-                if key is not None:
-                    wanted.update((key, known[key]))
-            for key in keys:
-                if key in wanted:
-                    arrays[key] = file[key]
+        if os.path.isdir(path):
+            keys = sorted(file.stem for file in path.glob("*.npy"))
+        elif path.suffix.lower() == ".npy":
+            return {"x_train": load_npy(path)}
+        else:
+            archive = np.load(path, allow_pickle=False)   # a pickle could run any code
+            if isinstance(archive, np.ndarray):
+                return {"x_train": archive}
+            keys = archive.files
+        wanted = known_keys(keys)
+        for key in keys:
+            if key in wanted and archive is None:
+                arrays[key] = load_npy(path / f"{key}.npy")
+            elif key in wanted:
+                arrays[key] = load_member(archive, key)
     except Exception as error:   # a file that is something else can raise anything
         fail(f"--dataset {path}: {error}; store plain arrays with numpy.savez, texts as "
              "y.astype('U')")
+    finally:
+        if hasattr(archive, "close"):
+            archive.close()
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
             fail(f"--dataset {path}: {key} is no array; store plain arrays with numpy.savez")
@@ -1090,6 +1267,76 @@ def load_arrays(path, notes):
     if others:
         notes.append(f"left out {listing(others)}")
     return arrays
+
+
+def known_keys(keys):
+    """The names of arrays that are read where a file has these."""
+    wanted = {"y_train", "y_test", "classes", "c_train", "c_test", "conditions"}
+    for known in (TRAIN_KEYS, TEST_KEYS):
+        key = find_key(keys, known)
+        if key is not None:
+            wanted.update((key, known[key]))
+    return wanted
+
+
+# Bytes from which an array is mapped: pages of the file are read as they are needed, and the system
+# takes them back where memory is short. A smaller one is read, so that its file may change.
+MAPPED_FROM = 2 ** 28
+
+
+def load_npy(path):
+    """The array in an .npy file, mapped if it is large and uint8."""
+    if os.path.getsize(path) >= MAPPED_FROM:
+        with open(path, "rb") as file:
+            array = map_images(file)
+        if array is not None:
+            return array
+    return np.load(path, allow_pickle=False)
+
+
+def load_member(archive, key):
+    """An array of an .npz file, mapped if it is large, uint8 and not compressed."""
+    members = {member.filename: member for member in archive.zip.infolist()}
+    member = members.get(f"{key}.npy")
+    if member is None or member.file_size < MAPPED_FROM:
+        return archive[key]
+    if member.compress_type != zipfile.ZIP_STORED:
+        return archive[key]
+    with archive.zip.open(member) as content:
+        while content.read(2 ** 24):   # to the end, where it raises if the checksum differs
+            pass
+    with open(archive.zip.filename, "rb") as file:
+        file.seek(member.header_offset + 26)   # in the header before the array
+        n_name, n_extra = struct.unpack("<HH", file.read(4))
+        file.seek(n_name + n_extra, os.SEEK_CUR)
+        array = map_images(file)
+    return archive[key] if array is None else array
+
+
+def map_images(file):
+    """The uint8 array in .npy format that begins where an open file stands, mapped; None if it is
+    of another type or order."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        return None
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.uint8 or fortran_order:
+        return None
+    return map_rows(file, shape, file.tell())
+
+
+def map_rows(file, shape, offset=0):
+    """The bytes of an open file from `offset` on as a uint8 array, mapped."""
+    try:
+        return np.memmap(file, np.uint8, "c", offset, shape)   # what is written to it stays here
+    except OSError:   # more than the memory, of which such a map reserves as much: read only
+        return np.memmap(file, np.uint8, "r", offset, shape)
+
+
+def as_tensor(array):
+    """A tensor of an array, on the same memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def find_key(keys, known):
@@ -1100,8 +1347,8 @@ def find_key(keys, known):
     return None
 
 
-def join(arrays, keys, found):
-    """Training and test part, one after the other; they must be of one kind and shape."""
+def check_alike(arrays, keys, found):
+    """Training and test part must be of one kind and shape."""
     must = "images must be uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,)"
     kinds = {"b": "whole", "i": "whole", "u": "whole", "f": "float", "S": "bytes", "U": "text"}
     for key in keys:
@@ -1112,7 +1359,6 @@ def join(arrays, keys, found):
             fail(f"{found}; {keys[0]} and {key} must agree in all but N; {must}")
         if kinds[array.dtype.kind] != kinds[first.dtype.kind]:
             fail(f"{found}; {keys[0]} and {key} must agree in dtype; {must}")
-    return np.concatenate([arrays[key] for key in keys])
 
 
 def to_layout(x, found, notes):
@@ -1135,7 +1381,7 @@ def to_uint8(x, key, found, notes):
     """Pixels of any type -> a uint8 tensor: bool and floats in [0, 1] or [-1, 1] are stretched,
     whole numbers from 0 to 255 are taken as they are. Else ends the program."""
     if x.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(x))
+        return as_tensor(x if isinstance(x, np.memmap) else np.ascontiguousarray(x))
     if x.dtype.kind in "SU":
         fail(f"{found}; {key} must be uint8 (N, H, W)")
     low, high = float(x.min()), float(x.max())
@@ -1217,38 +1463,70 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
 MAX_PIXELS = 2 ** 22
 
 
-def read_folder(root, size, skip_broken, background, notes):
+# Bytes of image files from which a folder is decoded once, into a file that is mapped from then on:
+# some half a second of work.
+DECODED_ONCE = 2 ** 20
+
+DECODER = 1   # to be raised where read_image or resize change: what was decoded is decoded again
+
+
+class Listing(NamedTuple):
+    """The image files of a folder."""
+    root: Path
+    pairs: list     # (file, class), the training images first
+    n_train: int    # all of them where there is no test part
+    left_out: dict  # {why: [file, ...]}
+
+
+def read_folder(root, size, skip_broken, background, cache, notes, say):
     """Images in `root` itself or in one folder per class, at any depth; or the same in train/ and
-    test/ (or one of TEST_FOLDERS). Grey if all images are grey, else RGB."""
-    left_out = {}   # {why: [file, ...]}
+    test/ (or one of TEST_FOLDERS). Grey if all images are grey, else RGB. Those of a large folder
+    are kept, decoded, in the folder `cache`."""
+    left_out = {}
     try:
         train, test = find_parts(root, left_out)
         pairs = list_images(train, left_out)
         n_train = len(pairs)
         if test is not None:
             pairs += list_images(test, left_out)
+        key, n_bytes = state_of(root, pairs)
     except OSError as error:
         fail(f"--dataset {root} cannot be read ({error})")
+    files = Listing(root, pairs, n_train, left_out)
+    options = (size, skip_broken, background)
+    if n_bytes < DECODED_ONCE:
+        return decode_folder(files, options, None, notes, say)
+    try:
+        with kept_images(cache, root, options, f"{DECODER} {key}") as file:
+            return decode_folder(files, options, file, notes, say)
+    except OSError as error:
+        notes.append(not_kept(cache, error))
+    return decode_folder(files, options, None, notes, say)
 
-    images, labels, is_test = [], [], []
-    for i, (file, name) in enumerate(pairs):
-        try:
-            image = resize(read_image(file, size, background), size)
-        except ValueError as error:
-            if not skip_broken:
-                fail(str(error))
-            left_out.setdefault("damaged", []).append(file)
-            continue
-        if images and image.shape[2:] != images[0].shape[2:]:
-            fail(f"{file} differs in size from {pairs[0][0]}; use --image-size to make all alike")
-        images.append(image)
-        labels.append(name)
-        is_test.append(i >= n_train)
-    if not images or (test is not None and len(set(is_test)) < 2):
+
+def state_of(root, pairs):
+    """A text with the names, sizes and times of files, and the sum of their sizes. OSError."""
+    lines, n_bytes = [], 0
+    for file, _ in pairs:
+        status = file.stat()
+        n_bytes += status.st_size
+        lines.append(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(lines), n_bytes
+
+
+def decode_folder(files, options, file, notes, say):
+    """The Parts of a folder, whose images are in `file`, or are written there; None: in memory."""
+    root, pairs, n_train = files.root, files.pairs, files.n_train
+    has_test = n_train < len(pairs)
+    kept = load_kept(file)
+    x, damaged = kept or decode_images(files, options, file, say)
+
+    damaged = set(damaged)
+    is_good = torch.tensor([i not in damaged for i in range(len(pairs))])
+    is_test = (torch.arange(len(pairs)) >= n_train)[is_good]
+    if not is_good.any() or (has_test and (is_test.all() or not is_test.any())):
         fail(f"--dataset {root}: every image of train/ or test/ is damaged; repair them")
-    channels = max(image.shape[1] for image in images)
-    x = torch.cat([image.expand(-1, channels, -1, -1) for image in images])   # grey becomes RGB
-
+    labels = [name for (_, name), good in zip(pairs, is_good.tolist(), strict=True) if good]
     names = sorted(set(labels))
     if len(names) > 1 and "" in names:
         fail(f"--dataset {root}: sort both train/ and test/ into class folders, or neither")
@@ -1256,15 +1534,186 @@ def read_folder(root, size, skip_broken, background, notes):
     y = torch.tensor([number[name] for name in labels])
     if names == [""]:
         names = []
+
+    own_notes = folder_notes(files, damaged)
+    is_test = find_test(is_test if has_test else None, y, f"--dataset {root}", own_notes)
+    order = in_parts(is_test)
+    if file is None:
+        x = x.index_select(0, order)
+    elif kept is None:
+        x, _ = keep_images(file, x, order, damaged)
+    notes += own_notes
+    n = int((~is_test).sum())
+    return Parts(x[:n], x[n:], y, names, is_test, torch.empty(len(y), 0))
+
+
+def folder_notes(files, damaged):
+    """What is said of a folder: what was left out, and what lies deep. damaged: numbers of files
+    that cannot be used."""
+    left_out = dict(files.left_out)
+    if damaged:
+        left_out["damaged"] = [files.pairs[i][0] for i in sorted(damaged)]
+    notes = []
     if left_out:
-        notes.append(left_out_line(root, left_out))
-    deeper = [file for file, name in pairs if name not in ("", file.parent.name)]
+        notes.append(left_out_line(files.root, left_out))
+    deeper = [file for file, name in files.pairs if name not in ("", file.parent.name)]
     if deeper:
         notes.append(f"{len(deeper)} images lie in deeper folders (first: "
-                     f"{deeper[0].relative_to(root)}); the first folder is their class")
-    is_test = None if test is None else torch.tensor(is_test)
-    return Parts(x, y, names, is_test)
+                     f"{deeper[0].relative_to(files.root)}); the first folder is their class")
+    return notes
 
+
+def decode_images(files, options, kept_in, say):
+    """The images of all files, uint8 (N, C, H, W), and the numbers of the damaged ones. kept_in:
+    the file in which they will be kept; None: they are decoded here and stay in memory."""
+    size, skip_broken, background = options
+    paths = [file for file, _ in files.pairs]
+    decoder = Decoder(paths, size, background)
+    images = (decoder[i] for i in range(len(paths)))
+    if kept_in is not None:
+        message = (f"--dataset {files.root}: decoding {len(paths):,} images, once; they are kept "
+                   f"in {kept_in.parent}")
+        images = watched(decoder.in_processes(), len(paths), message, quiet=say is not tell)
+    shape, channels, damaged = None, 1, []
+    with scratch_file(kept_in) as raw:
+        for i, image in enumerate(images):
+            if isinstance(image, ValueError):
+                if not skip_broken:
+                    fail(str(image))
+                damaged.append(i)
+                continue
+            if shape is not None and image.shape[2:] != shape:
+                fail(f"{paths[i]} differs in size from {paths[0]}; use --image-size to make all "
+                     "alike")
+            shape = image.shape[2:]
+            channels = max(channels, image.shape[1])
+            raw.write(np.repeat(image, 3 // image.shape[1], axis=1))   # grey, for now, as RGB
+        raw.flush()
+        n = len(paths) - len(damaged)
+        shape = (n, 3, *(shape or (1, 1)))
+        if n == 0:
+            array = np.empty(shape, np.uint8)
+        elif kept_in is None:
+            array = np.frombuffer(raw.getbuffer(), np.uint8).reshape(shape)
+        else:
+            array = map_rows(raw, shape)
+    return as_tensor(array)[:, :channels], damaged
+
+
+@contextlib.contextmanager
+def scratch_file(kept_in):
+    """An open file for images that are not in order yet: one without a name beside the file in
+    which they will be kept, so that a kill leaves nothing; or, if that is None, one in memory."""
+    if kept_in is None:
+        yield io.BytesIO()
+    else:
+        with tempfile.TemporaryFile(dir=kept_in.parent) as file:
+            yield file
+
+
+class Decoder:
+    """Image files as uint8 arrays (1, C, H, W) or, of one that cannot be used, its ValueError."""
+
+    def __init__(self, files, size, background):
+        self.files, self.size, self.background = files, size, background
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        try:
+            return resize(read_image(self.files[i], self.size, self.background), self.size).numpy()
+        except ValueError as error:
+            return error
+
+    def in_processes(self):
+        """Yield all of them in order, decoded by a process for each core, up to 16."""
+        from torch.utils.data import DataLoader
+        n = os.cpu_count()
+        if hasattr(os, "sched_getaffinity"):   # of which this process may use some
+            n = len(os.sched_getaffinity(0))
+        n = min(n, 16)   # more would wait for the one that writes
+        loader = DataLoader(self, batch_size=32, collate_fn=list, num_workers=n,
+                            generator=torch.Generator())   # training draws from another
+        try:
+            for images in loader:
+                yield from images
+        except RuntimeError as error:   # out of memory, most likely
+            fail(f"a process that decodes images has ended ({error}); free memory, and start again",
+                 status=1)
+
+
+# Decoded images in files
+
+@contextlib.contextmanager
+def kept_images(folder, path, options, key):
+    """The file in which the images of a data set, read with options, are kept, or will be:
+    images-NAME-SOURCE-KEY.npy, with hashes of path and options, and of the state of the data set
+    when they were decoded. It is locked: of two runs that start at once the second waits for the
+    images of the first. Raises OSError."""
+    source = hashlib.sha256(os.fsencode(f"{path.resolve()} {options}")).hexdigest()[:8]
+    name = f"images-{safe_name(path.name)}-{source}"
+    key = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+    os.makedirs(folder, exist_ok=True)
+    with open(Path(folder, f"{name}.lock"), "a") as owner:
+        lock(owner)
+        yield Path(folder, f"{name}-{key}.npy")
+
+
+def load_kept(file):
+    """Images that keep_images has written, mapped, and the numbers of the damaged files; None where
+    there are none."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        with open(file, "rb") as kept:
+            array = map_images(kept)
+            kept.seek(array.offset + array.size)
+            return as_tensor(array), json.loads(kept.read())
+    except (OSError, ValueError):   # cut short by something else
+        return None
+
+
+def keep_images(file, x, order, damaged):
+    """Write images x in an order, and behind them the numbers of damaged files; those of an earlier
+    state of the folder are removed. Returns what load_kept does. Raises OSError."""
+    name = file.name.rpartition("-")[0]
+    for old in file.parent.glob(f"{name}-*.npy"):
+        old.unlink()
+    partial = file.with_name(f"{name}.part")   # of a run that was killed it is written over
+    with open(partial, "wb") as kept:
+        shape = (len(order), *x.shape[1:])
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(kept, header)
+        for rows in order.split(1000):
+            kept.write(x.index_select(0, rows).numpy())
+        kept.write(json.dumps(sorted(damaged)).encode())
+        kept.flush()
+        os.fsync(kept.fileno())
+    os.replace(partial, file)
+    return load_kept(file)
+
+
+def not_kept(folder, error):
+    """What is said where decoded images cannot be kept."""
+    return f"{folder} cannot be written ({error.strerror}); all images are read into memory"
+
+
+def lock(file):
+    """Wait until no other process has locked the file, and lock it, where the system can."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):   # Windows; a network folder without locks
+        pass
+
+
+def safe_name(text):
+    """A short name for a file: a data set's may hold anything that a file system allows."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[:80]
+
+
+# Folders of images
 
 def find_parts(root, left_out):
     """(folder of training images, folder of test images or None)."""
@@ -1400,9 +1849,12 @@ def channels_first(x):
 def resize(x, size):
     """Crop the centre square and resize it to size x size, antialiased: uint8 (N, C, H, W) in and
     out. Without a size nothing changes."""
-    if size is None:
+    if size is None or x.shape[2:] == (size, size):
         return x
     from torchvision.transforms.v2 import functional as transforms
     side = min(x.shape[2:])
-    square = transforms.center_crop(x, [side, side])
-    return transforms.resize(square, [size, size], antialias=True)
+    made = torch.empty(*x.shape[:2], size, size, dtype=torch.uint8)
+    for part, rows in zip(x.split(1000), made.split(1000), strict=True):
+        square = transforms.center_crop(part, [side, side])
+        rows.copy_(transforms.resize(square, [size, size], antialias=True))
+    return made

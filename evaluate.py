@@ -483,10 +483,17 @@ def likelihood_name(trained, data):
     """grey_pixel where pixels are Bernoulli in the model and grey in the data; else nll."""
     x, y = fixed_images(data, 1)
     mu, _ = trained.encode(x, y)
-    grey = (data.x_test > 0) & (data.x_test < 255)
-    if metrics.is_bernoulli(trained.decode(mu, y)) and grey.any():
+    if metrics.is_bernoulli(trained.decode(mu, y)) and any_grey(data):
         return "grey_pixel"   # a cross-entropy, which is the likelihood of nothing
     return "nll"
+
+
+def any_grey(data):
+    """Whether any pixel of the test images is neither black nor white."""
+    for x, _ in batches(data.x_test, data.y_test, 1000, shuffle=False):
+        if ((x > 0) & (x < 1)).any():
+            return True
+    return False
 
 
 # ------------------------------------------------------------------------------ of several runs

@@ -10,7 +10,6 @@ import io
 import math
 import os
 import pickle
-import re
 import socket
 import warnings
 import zipfile
@@ -21,7 +20,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 from torch.nn import functional as F
 
-from common import batches, fail, load_data, tell, watched
+from common import batches, fail, hash_rows, load_data, safe_name, tell, watched
 
 MODELS = Path(__file__).with_name("results") / "models" / "classifiers"   # trained ones
 
@@ -120,11 +119,6 @@ def trained_network(data, kind, cache, quiet):
     return network.requires_grad_(False).eval()
 
 
-def safe_name(text):
-    """A short name for a file: a data set's may hold anything that a file system allows."""
-    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[:80]
-
-
 def read_weights(file, network, quiet):
     """The network with the weights in a file, or None if there are none. If the file is broken, or
     is not of this network, a line says so."""
@@ -165,7 +159,7 @@ def cache_key(network, data):
     key = hashlib.sha256(f"{network} {SEED} {IMAGES} {EPOCHS} {LR} {BLUR}".encode())
     for part in (data.x_train, data.y_train):
         key.update(str(part.shape).encode())
-        key.update(part.cpu().contiguous().numpy())
+        hash_rows(key, part)
     return key.hexdigest()[:16]
 
 
@@ -174,7 +168,8 @@ def train(network, data, kind, quiet=True):
     """A few passes over the training images: a minute or two on two cores."""
     epochs = min(EPOCHS, math.ceil(IMAGES / len(data.x_train)))
     steps = epochs * math.ceil(len(data.x_train) / 128)
-    seconds = epochs * data.x_train[:, 0].numel() / PIXELS_PER_SECOND
+    pixels = len(data.x_train) * data.x_train.shape[2:].numel()
+    seconds = epochs * pixels / PIXELS_PER_SECOND
     message = (f"training the {kind} of {data.name}, once, to measure samples with: about "
                f"{max(1, round(seconds))} s on two cores")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)

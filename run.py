@@ -35,6 +35,7 @@ from common import (
     READERS,
     SIGMA_MIN,
     Condition,
+    HostImages,
     batches,
     count_numbers,
     encode_values,
@@ -42,9 +43,11 @@ from common import (
     find_parts,
     fixed_images,
     has_package,
+    hash_rows,
     in_words,
     is_autoencoder,
     load_data,
+    lock,
     on_terminal,
     save_curves,
     save_latent,
@@ -62,7 +65,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Names in `args` that are not stored: they belong to one call, not to the run.
 NOT_STORED = ("out", "resume", "quiet", "file", "script", "command")
 # What may differ when a run is resumed. (Another device draws other random numbers.)
-FREE_ON_RESUME = ("data", "device", "save_every", "tensorboard")
+FREE_ON_RESUME = ("data", "data_on", "device", "save_every", "tensorboard")
 # Lines of older args.txt files that are skipped: flags of figures, and silence.
 RETIRED = re.compile(r"--(quiet|show=\w+|span=[\d.]+)$")
 
@@ -275,6 +278,8 @@ def add_data_flags(parser):
                        metavar="COLOUR", help="black or white, behind transparency")
     group.add_argument("--rotate", type=number(float, 0, below=181), metavar="DEGREES",
                        help="turn each image by up to DEGREES either way")
+    group.add_argument("--data-on", choices=("cpu", "device"),
+                       help="where images stay (default: as they fit)")
     return group
 
 
@@ -327,10 +332,18 @@ def parse(parser, argv, overrides):
     """
     argv = [*map(str, argv), *as_flags(overrides)]
     args = parser.parse_args(argv)
-    if was_restarted() and Path(getattr(args, "out", None) or "", "checkpoint.pt").exists():
-        argv = ["--resume", args.out]   # the run that this very command has started
-        args = parser.parse_args(argv)
-    resume = getattr(args, "resume", None)
+    out, resume = getattr(args, "out", None), getattr(args, "resume", None)
+    if may_be_restarted() and resume is None:
+        if out is None:
+            fail("torchrun --max-restarts needs --out, so that a restarted run finds its "
+                 "checkpoint; add it")
+        if may_mix_attempts():
+            fail("torchrun --max-restarts on several machines needs "
+                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of each; set it")
+        if holds_run_of(out, command_line(parser, argv)):
+            argv = ["--resume", out, *as_flags({"quiet": args.quiet})]
+            args = parser.parse_args(argv)
+            resume = out
     if resume is not None:
         started = was_only_started(resume)
         stored = started_flags(parser, resume) if started else resumed_flags(parser, resume)
@@ -342,15 +355,37 @@ def parse(parser, argv, overrides):
             if not args.quiet:
                 tell(f"{resume} has no checkpoint yet: starting from the beginning")
     args.file, args.script = parser.file, parser.script
-    args.command = f"{python_name(parser.script)} {shlex.join(argv)}".strip()
+    args.command = command_line(parser, argv)
     if processes.rank() > 0:
         args.quiet = True
     return args
 
 
-def was_restarted():
-    """Whether torchrun --max-restarts has started this process again, after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def may_mix_attempts():
+    """Whether restarted processes would read what lost ones have written: torchrun keeps it, and
+    counts restarts on each machine by itself (PyTorch's issue 135712)."""
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    return machines > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def command_line(parser, argv):
+    """A command as it stands in the first line of args.txt."""
+    return f"{python_name(parser.script)} {shlex.join(argv)}".strip()
+
+
+def may_be_restarted():
+    """Whether torchrun has --max-restarts: it gives the same command again when a process is lost.
+    (How often it has done so, it tells only those on the machine of the lost one.)"""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def holds_run_of(folder, command):
+    """Whether a folder holds a checkpoint of the run that this very command has started."""
+    file = Path(folder, "args.txt")
+    if not Path(folder, "checkpoint.pt").exists() or not file.exists():
+        return False
+    text = file.read_text("utf-8", errors="surrogateescape")
+    return text.startswith(f"# python {' '.join(command.splitlines())}\n")
 
 
 def was_only_started(folder):
@@ -431,7 +466,9 @@ def start_processes(args, device):
         fail("--dropout draws other units in every process; remove it, or start one process")
     try:
         processes.start(device)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        fail(f"torchrun: {reason(error)}; start one process, or install another PyTorch")
+    except RuntimeError as error:
         fail(f"torchrun: the other processes cannot be reached ({reason(error)})", status=1)
 
 
@@ -443,6 +480,10 @@ def pick_device(name):
         if torch.accelerator.is_available():
             name = torch.accelerator.current_accelerator()
     if str(name) == "cuda" and processes.count() > 1:
+        n_here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if n_here > torch.cuda.device_count():
+            fail(f"torchrun has started {n_here} processes for {torch.cuda.device_count()} GPUs; "
+                 f"use --nproc-per-node {torch.cuda.device_count()}, or --device cpu")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:   # the only sure way to learn whether a device works
         return torch.empty(0, device=name).device
@@ -508,7 +549,7 @@ def load_run_data(args, conditional=False):
     if processes.rank() > 0:
         processes.collect("waiting")   # until the first has downloaded what is to be downloaded
     data = load_data(args.dataset, args.data, device, **data_options(args),
-                     say=say_nothing if args.quiet else tell)
+                     say=say_nothing if args.quiet else tell, data_on=args.data_on)
     if processes.rank() == 0:
         processes.collect("downloaded")
     if conditional:
@@ -545,7 +586,10 @@ def guarded(main):
             tell("stopped before the first step")
             raise SystemExit(130) from None
         except processes.Ended:
-            fail("another process of this run has ended; continue with --resume", status=1)
+            if processes.has_last_word():
+                tell("error: another process of this run has ended; continue with --resume",
+                     sys.stderr)
+            raise SystemExit(1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -798,8 +842,9 @@ class Run:
         self.source = source_hash(args.file)
         self.card = data_card(data)
         for part in parts.values():
-            if isinstance(part, torch.nn.Module):
-                processes.share_norms(part)
+            if isinstance(part, torch.nn.Module) and processes.share_norms(part) and args.compile:
+                fail("--compile does not know batch normalisation over several processes; remove "
+                     "it, or start one process")
         if args.tensorboard and not has_package("tensorboard", "TensorBoard"):
             args.tensorboard = False
 
@@ -874,6 +919,8 @@ class Run:
         size = "x".join(str(side) for side in x_train.shape[1:])
         text = (f"{n_parameters:,} parameters on {self.data.name}, {len(x_train):,} training and "
                 f"{len(x_test):,} test images of {size}, on {x_train.device}")
+        if isinstance(x_train, HostImages):
+            text += ", the images on cpu"
         if processes.count() > 1:
             text += f", {processes.count()} processes"
         return text
@@ -944,7 +991,7 @@ class Run:
             if self.rng is not None:   # only now: what prepares a run may draw random numbers, too
                 torch.set_rng_state(self.rng["cpu"])
                 if torch.cuda.is_available():
-                    torch.cuda.set_rng_state_all(self.rng["cuda"][:torch.cuda.device_count()])
+                    self.restore_cuda_rng()
             self.start = time.perf_counter()
             for step in range(first, self.last + 1):
                 yield step
@@ -957,6 +1004,13 @@ class Run:
             for signum, handler in previous.items():
                 signal_handler(signum, handler)
             self.close()
+
+    def restore_cuda_rng(self):
+        """Every process goes on with the noise of the first, which has the first GPU."""
+        states = self.rng["cuda"][:torch.cuda.device_count()]
+        if processes.count() > 1:
+            states = states[:1] * torch.cuda.device_count()
+        torch.cuda.set_rng_state_all(states)
 
     def open_bar(self):
         """The bar counts images, or iterations in a script that counts those."""
@@ -984,14 +1038,21 @@ class Run:
         """Ctrl-C, or the end of a batch job's time: the last checkpoint is whole; say how to go
         on."""
         bar.close()
-        tell("")
+        if processes.has_last_word():
+            self.say_how_to_continue()
+        raise SystemExit(128 + signum)
+
+    def say_how_to_continue(self):
+        """The last line of a run that was stopped."""
+        python = "python" if processes.count() == 1 else "torchrun ..."
+        message = "stopped before the first checkpoint"
         if (self.folder / "checkpoint.pt").exists():
             folder = shlex.quote(str(self.folder))
             name = python_name(self.args.script)
-            tell(f"stopped; continue with: python {name} --resume {folder}")
-        else:
-            tell("stopped before the first checkpoint")
-        raise SystemExit(128 + signum)
+            message = f"stopped; continue with: {python} {name} --resume {folder}"
+        if processes.count() == 1:
+            tell("")   # below the ^C of a terminal
+        tell(message, sys.stdout)
 
     def due(self, iteration):
         """Whether a row of the log is due after this iteration."""
@@ -1125,7 +1186,7 @@ def data_card(data):
         told_more = {"conditions": conditions, "n_c": data.n_c}
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy())
+        hash_rows(digest, tensor)
     return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
             "training images": len(data.x_train), "test images": len(data.x_test),
             "content": digest.hexdigest(), **told_more}
@@ -1227,15 +1288,6 @@ def release(folder):
         return
     with contextlib.suppress(OSError):   # a folder that cannot be written to has none
         Path(folder, "running").unlink(missing_ok=True)
-
-
-def lock(file):
-    """Wait until no other process has locked the file, and lock it, where the system can."""
-    try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except (ImportError, OSError):   # Windows; a network folder without locks
-        pass
 
 
 def is_alive(owner):

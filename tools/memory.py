@@ -1,0 +1,59 @@
+"""Peak memory of each script with its default flags, on a CPU, beside that of its imports alone.
+
+    python -m tools.memory
+    python -m tools.memory --cifar FILE.npz    # CIFAR-10, if data/ does not have it
+
+One epoch is enough, as the peak of the next one is the same; a GAN does 100 iterations, and a flow
+sees 1,000 images. Every line is a process of its own. MB are of 2**20 bytes, the libraries' own
+pages included.
+"""
+import ctrl_c  # without a traceback, even during these imports
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+
+from common import fail, tell
+
+SCRIPTS = {
+    "python vae.py": ["vae.py", "--epochs=1"],
+    "python vae.py --arch conv": ["vae.py", "--arch=conv", "--epochs=1", "--train-size=10000"],
+    "python cvae.py": ["cvae.py", "--epochs=1"],
+    "python gan.py": ["gan.py", "--iterations=100", "--eval-every=100"],
+    "python flow.py": ["flow.py", "--epochs=1", "--train-size=1000", "--test-size=1000"],
+}
+
+
+def peak(arguments):
+    """Peak memory of python with these arguments, in MB."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        fail(f"python {' '.join(arguments)} failed, see above", status=1)
+    return usage.ru_maxrss / 1024   # of which Linux counts kilobytes
+
+
+def main(argv):
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m tools.memory", allow_abbrev=False)
+    parser.add_argument("--data", default="data", help="folder of MNIST and CIFAR-10")
+    parser.add_argument("--cifar", default="CIFAR10", help="an .npz file of CIFAR-10")
+    args = parser.parse_args(argv)
+
+    tell("| | peak MB |")
+    tell("| --- | ---: |")
+    for modules in ("torch", "torch, torchvision"):
+        tell(f"| import {modules} | {peak(['-c', f'import {modules}']):,.0f} |")
+    with tempfile.TemporaryDirectory() as folder:
+        scripts = SCRIPTS | {
+            "python vae.py --dataset CIFAR10": ["vae.py", f"--dataset={args.cifar}", "--epochs=1"]}
+        for i, (command, arguments) in enumerate(scripts.items()):
+            out = os.path.join(folder, str(i))
+            flags = [f"--data={args.data}", f"--out={out}", "--device=cpu"]
+            tell(f"| {command} | {peak([*arguments, *flags]):,.0f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
