@@ -537,7 +537,7 @@ def flags():
     group.add_argument("--eval-every", type=number(int, 0), default=1000, metavar="N",
                        help="iterations between rows of the log; 0: once, without FID")
     group.add_argument("--fid-features", type=path_text, default="classifier", metavar="NAME",
-                       help="classifier, inception, or a file of its weights")
+                       help="classifier, inception, or its weights")
     add_run_flags(parser)
     return parser
 

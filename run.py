@@ -264,7 +264,7 @@ def add_data_flags(parser):
     """What every training script can be trained on."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", type=path_text, default="MNIST", metavar="NAME|PATH",
-                       help=f"{', '.join(READERS)}, an image folder or an .npz file")
+                       help=f"{', '.join(READERS)} or a path")
     group.add_argument("--data", type=path_text, default="data", metavar="DIR",
                        help="folder for downloads of named sets")
     group.add_argument("--train-size", type=number(int, 1), metavar="N",

@@ -60,7 +60,7 @@ def test_one_round(mnist_of_digits, capsys, monkeypatch, tmp_path):
     assert table["matrix products"]["train"] < table["ours"]["train"]
 
 
-@pytest.mark.parametrize("loop", ["usual", "ours --amp"])
+@pytest.mark.parametrize("loop", ["usual", "ours"])   # bfloat16 can be a hundred times slower
 @pytest.mark.parametrize("model", ["gan", "flow"])
 def test_other_loops_run(model, loop, mnist_of_digits):
     result = benchmark.main(model=model, loop=loop, train_size=128, data=mnist_of_digits,
