@@ -17,7 +17,7 @@ import copy
 import csv
 import io
 import json
-import resource
+import math
 import statistics
 import subprocess
 import sys
@@ -336,12 +336,19 @@ def time_loop(args):
     test_epoch()
     train_seconds, train_loss = seconds_of(train_epoch, args)
     test_seconds, test_loss = seconds_of(test_epoch, args)
-    if args.device.startswith("cuda"):
-        memory = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"train": train_seconds, "test": test_seconds, "MB": memory,
+    return {"train": train_seconds, "test": test_seconds, "MB": peak_memory(args),
             "train_loss": train_loss, "test_loss": test_loss}
+
+
+def peak_memory(args):
+    """Peak memory in MB, of a GPU or of this process; NaN where the system does not tell."""
+    if args.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")   # getrusage begins with the peak of what has started this
+    if not status.exists():
+        return math.nan
+    words = status.read_text(encoding="utf-8").split()
+    return int(words[words.index("VmHWM:") + 1]) / 1024
 
 
 def seconds_of(epoch, args):

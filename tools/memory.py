@@ -5,7 +5,8 @@
 
 One epoch is enough, as the peak of the next one is the same; a GAN does 100 iterations, and a flow
 sees 1,000 images. Every line is a process of its own. MB are of 2**20 bytes, the libraries' own
-pages included.
+pages included. This one imports nothing large: a new process counts as its own, at first, what the
+one that started it has.
 """
 import ctrl_c  # without a traceback, even during these imports
 import argparse
@@ -13,8 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-
-from common import fail, tell
 
 SCRIPTS = {
     "python vae.py": ["vae.py", "--epochs=1"],
@@ -31,7 +30,8 @@ def peak(arguments):
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        fail(f"python {' '.join(arguments)} failed, see above", status=1)
+        print(f"error: python {' '.join(arguments)} failed, see above", file=sys.stderr)
+        raise SystemExit(1)
     return usage.ru_maxrss / 1024   # of which Linux counts kilobytes
 
 
@@ -42,17 +42,17 @@ def main(argv):
     parser.add_argument("--cifar", default="CIFAR10", help="an .npz file of CIFAR-10")
     args = parser.parse_args(argv)
 
-    tell("| | peak MB |")
-    tell("| --- | ---: |")
+    print("| | peak MB |")
+    print("| --- | ---: |")
     for modules in ("torch", "torch, torchvision"):
-        tell(f"| import {modules} | {peak(['-c', f'import {modules}']):,.0f} |")
+        print(f"| import {modules} | {peak(['-c', f'import {modules}']):,.0f} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         scripts = SCRIPTS | {
             "python vae.py --dataset CIFAR10": ["vae.py", f"--dataset={args.cifar}", "--epochs=1"]}
         for i, (command, arguments) in enumerate(scripts.items()):
             out = os.path.join(folder, str(i))
             flags = [f"--data={args.data}", f"--out={out}", "--device=cpu"]
-            tell(f"| {command} | {peak([*arguments, *flags]):,.0f} |")
+            print(f"| {command} | {peak([*arguments, *flags]):,.0f} |", flush=True)
 
 
 if __name__ == "__main__":
