@@ -1,7 +1,7 @@
 """Data, losses and images: what the scripts share about the subject itself.
 
 Throughout: an image is a float in [0, 1], (B, C, H, W); a loss is in nats per image, (B,). The last
-section, half of this file, reads data sets: skip it until data of your own are refused.
+section, most of this file, reads data sets: skip it until data of your own are refused.
 """
 import contextlib
 import functools

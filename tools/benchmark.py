@@ -17,7 +17,6 @@ import copy
 import csv
 import io
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import vae
 from common import Data, Means, fail, load_data, tell, watched, write_whole
 from run import Parser, make_scheduler, number, parse, path_text, pick_device, set_defaults
 from tools.mean_start import start_at_mean
+from tools.memory import own_memory
 
 SHAPE = (1, 28, 28)   # of an image of MNIST
 OURS = ("ours", "ours --amp", "ours --compile", "ours --amp --compile")
@@ -341,14 +341,10 @@ def time_loop(args):
 
 
 def peak_memory(args):
-    """Peak memory in MB, of a GPU or of this process; NaN where the system does not tell."""
+    """Peak memory in MB, of a GPU or of this process."""
     if args.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")   # getrusage begins with the peak of what has started this
-    if not status.exists():
-        return math.nan
-    words = status.read_text(encoding="utf-8").split()
-    return int(words[words.index("VmHWM:") + 1]) / 1024
+    return own_memory("VmHWM")   # getrusage begins with the peak of what has started this
 
 
 def seconds_of(epoch, args):

@@ -31,6 +31,7 @@ import common
 import vae
 from common import fail, load_data, tell, watched
 from run import Parser, number, parse, path_text
+from tools.memory import own_memory
 
 SIDE = 64
 TEST_IMAGES = 1000
@@ -118,10 +119,7 @@ class AnonymousMemory(threading.Thread):
 
 def anonymous_memory():
     """RssAnon of this process in MB."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    return own_memory("RssAnon")
 
 
 def time_loop(args):

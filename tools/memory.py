@@ -10,10 +10,12 @@ one that started it has.
 """
 import ctrl_c  # without a traceback, even during these imports
 import argparse
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 SCRIPTS = {
     "python vae.py": ["vae.py", "--epochs=1"],
@@ -22,6 +24,16 @@ SCRIPTS = {
     "python gan.py": ["gan.py", "--iterations=100", "--eval-every=100"],
     "python flow.py": ["flow.py", "--epochs=1", "--train-size=1000", "--test-size=1000"],
 }
+
+
+def own_memory(name):
+    """A line of /proc/self/status in MB: VmHWM is the peak of this process, RssAnon what it has for
+    itself now; NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return math.nan
+    words = status.read_text(encoding="utf-8").split()
+    return int(words[words.index(f"{name}:") + 1]) / 1024
 
 
 def peak(arguments):
