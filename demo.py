@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import cvae
-from common import READERS, NotAvailable, fail, tell
+from common import fail, tell
+from readers import READERS, NotAvailable
 from run import Parser, guarded, new_folder, number, parse, path_text
 
 DIGITS_EPOCHS = 80   # some 15 seconds: 1,500 images are few, and ten epochs of them show smudges

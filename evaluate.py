@@ -50,7 +50,6 @@ from common import (
     fixed_images,
     gaussian_kl,
     has_package,
-    load_data,
     printable,
     shortened,
     show_second_half,
@@ -58,6 +57,7 @@ from common import (
     watched,
     write_whole,
 )
+from readers import load_data
 from run import (
     RETIRED,
     Parser,

@@ -21,7 +21,6 @@ from common import (
     Means,
     fail,
     has_package,
-    load_data,
     save_curves,
     save_grid,
     shortened,
@@ -30,6 +29,7 @@ from common import (
 )
 from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
 from processes import average_gradients, own_rows
+from readers import load_data
 from run import (
     Parser,
     Run,

@@ -36,8 +36,6 @@ from common import (
     gaussian_kl,
     has_package,
     in_words,
-    is_at_hand,
-    load_data,
     printable,
     save_grid,
     save_latent,
@@ -48,6 +46,7 @@ from common import (
     tell,
     write_whole,
 )
+from readers import is_at_hand, load_data
 from run import (
     Parser,
     check_split,

@@ -20,7 +20,8 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 from torch.nn import functional as F
 
-from common import batches, fail, hash_rows, load_data, safe_name, tell, watched
+from common import batches, fail, hash_rows, safe_name, tell, watched
+from readers import load_data
 
 MODELS = Path(__file__).with_name("results") / "models" / "classifiers"   # trained ones
 

@@ -32,7 +32,6 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, 
 import processes
 from common import (
     BAR,
-    READERS,
     SIGMA_MIN,
     Condition,
     HostImages,
@@ -40,14 +39,11 @@ from common import (
     count_numbers,
     encode_values,
     fail,
-    find_parts,
     fixed_images,
     has_package,
     hash_rows,
     in_words,
     is_autoencoder,
-    load_data,
-    lock,
     on_terminal,
     save_curves,
     save_latent,
@@ -57,6 +53,7 @@ from common import (
     vectors,
     write_whole,
 )
+from readers import READERS, find_parts, load_data, lock
 
 ROOT = Path(__file__).resolve().parent
 

@@ -19,13 +19,13 @@ from common import (
     Means,
     fail,
     has_package,
-    load_data,
     save_curves,
     save_grid,
     shortened,
     spherical,
     write_whole,
 )
+from readers import load_data
 from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
 from processes import average_gradients, own_rows
 from run import (

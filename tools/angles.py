@@ -21,8 +21,9 @@ from types import SimpleNamespace
 import torch
 
 import metrics
-from common import batches, binarize, fail, load_data, tell, vectors
+from common import batches, binarize, fail, tell, vectors
 from evaluate import append_line, draw
+from readers import load_data
 from run import data_options, guarded, load_models
 
 SEED = 1         # of the samples

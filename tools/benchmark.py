@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flow
 import gan
 import vae
-from common import Data, Means, fail, load_data, tell, watched, write_whole
+from common import Data, Means, fail, tell, watched, write_whole
+from readers import load_data
 from run import Parser, make_scheduler, number, parse, path_text, pick_device, set_defaults
 from tools.mean_start import start_at_mean
 from tools.memory import own_memory

@@ -27,9 +27,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import common
+import readers
 import vae
-from common import fail, load_data, tell, watched
+from common import fail, tell, watched
+from readers import load_data
 from run import Parser, number, parse, path_text
 from tools.memory import own_memory
 
@@ -126,7 +127,7 @@ def time_loop(args):
     """An epoch of vae.py: images per second of its training, of the wall clock and of the
     processor; memory when everything is imported, and at its highest, in MB."""
     imported = anonymous_memory()
-    common.MAPPED_FROM = 0 if args.loop == "mapped" else math.inf
+    readers.MAPPED_FROM = 0 if args.loop == "mapped" else math.inf
     clock = {}
     batches, train_epoch = vae.batches, vae.train_epoch
 

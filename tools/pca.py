@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from common import fail, load_data
+from common import fail
+from readers import load_data
 from run import write_log
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "runs" / "pca-cifar10"

@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 import vae
-from common import READERS, load_data, resize
+from readers import READERS, load_data, resize
 
 
 def check_layout(data, n_train, n_test, *shape):

@@ -17,8 +17,9 @@ import torch
 import torchvision
 from PIL import EpsImagePlugin, Image
 
-import common
-from common import load_data, read_image, save_grid, save_latent
+import readers
+from common import save_grid, save_latent
+from readers import load_data, read_image
 
 GREY = np.random.default_rng(0).integers(0, 256, (27, 8, 8), np.uint8)
 GREY[0, 0, 0], GREY[0, 0, 1] = 0, 255
@@ -184,7 +185,7 @@ def test_a_run_among_the_images_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "avif"])
 def test_the_first_frame_of_a_film(tmp_path, ending):
-    if f".{ending}" not in common.image_endings():
+    if f".{ending}" not in readers.image_endings():
         pytest.skip(f"this Pillow reads no {ending}")
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])

@@ -23,7 +23,8 @@ import generate
 import metrics
 import run
 import vae
-from common import Data, load_data
+from common import Data
+from readers import load_data
 from tools import compare_logs
 
 QUICK = {"metrics": "elbo,mse", "device": "cpu"}

@@ -19,8 +19,10 @@ import common
 import flow
 import gan
 import metrics
+import readers
 import vae
-from common import Data, HostImages, load_data
+from common import Data, HostImages
+from readers import load_data
 from tools import large_data
 
 
@@ -64,7 +66,7 @@ def folder(tmp_path):
 
 
 def decode_once(monkeypatch):
-    monkeypatch.setattr(common, "DECODED_ONCE", 0)
+    monkeypatch.setattr(readers, "DECODED_ONCE", 0)
 
 
 @pytest.mark.parametrize("flags", [{}, {"image_size": 6}, {"train_size": 20, "test_size": 2}])
@@ -74,7 +76,7 @@ def test_a_folder_is_decoded_once(folder, tmp_path, monkeypatch, flags):
     assert not (tmp_path / "cache").exists()
     decode_once(monkeypatch)
     first, said_first = read(folder, tmp_path, skip_broken=True, **flags)
-    monkeypatch.setattr(common, "read_image", None)   # a call would fail
+    monkeypatch.setattr(readers, "read_image", None)   # a call would fail
     second, said_second = read(folder, tmp_path, skip_broken=True, **flags)
     for data in (first, second):
         assert_same(plain, data)
@@ -140,7 +142,7 @@ def test_a_kept_file_that_is_broken_is_made_again(folder, tmp_path, monkeypatch,
 def test_refusals_are_those_of_a_small_folder(folder, tmp_path, monkeypatch, capsys):
     lines = []
     for once in (2 ** 20, 0):
-        monkeypatch.setattr(common, "DECODED_ONCE", once)
+        monkeypatch.setattr(readers, "DECODED_ONCE", once)
         Image.new("L", (8, 9)).save(folder / "a" / "10.png")
         Image.new("L", (7, 7)).save(folder / "b" / "39.png")
         for content in (None, b"nothing"):
@@ -167,14 +169,14 @@ def test_without_a_cache_images_are_decoded_into_memory(folder, tmp_path, monkey
 def decode_slowly(folder, cache, begun):
     """Decode a folder in a session of its own, and say when the first image is read."""
     os.setsid()
-    read_image = common.read_image
+    read_image = readers.read_image
 
     def slow(*args):
         begun.set()
         time.sleep(0.05)
         return read_image(*args)
 
-    common.DECODED_ONCE, common.read_image = 0, slow
+    readers.DECODED_ONCE, readers.read_image = 0, slow
     load_data(str(folder), skip_broken=True, cache=cache, say=print)
 
 
@@ -225,7 +227,7 @@ def test_arrays_are_mapped_where_they_are_stored_as_they_are_used(tmp_path, monk
     file = save_arrays(tmp_path, kind, x, has_test)
     plain, said = read(file, tmp_path)
     assert not is_mapped(plain.x_train)
-    monkeypatch.setattr(common, "MAPPED_FROM", 0)
+    monkeypatch.setattr(readers, "MAPPED_FROM", 0)
     for _ in range(2):
         data, said_now = read(file, tmp_path)
         assert_same(plain, data)
@@ -235,7 +237,7 @@ def test_arrays_are_mapped_where_they_are_stored_as_they_are_used(tmp_path, monk
 
 
 def test_a_mapped_array_is_checked_and_never_written_to(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(common, "MAPPED_FROM", 0)
+    monkeypatch.setattr(readers, "MAPPED_FROM", 0)
     file = save_arrays(tmp_path, "npz", X, True)
     content = file.read_bytes()
     data, _ = read(file, tmp_path)
@@ -264,7 +266,7 @@ def test_more_images_than_memory_can_be_mapped(tmp_path):
         except OSError:
             pytest.skip("no file of this size here")
     with open(file, "rb") as huge:
-        x = common.as_tensor(common.map_images(huge)).permute(0, 3, 1, 2)
+        x = readers.as_tensor(readers.map_images(huge)).permute(0, 3, 1, 2)
     before = large_data.anonymous_memory()
     images = x.index_select(0, torch.randint(n, (64,)))
     assert images.shape == (64, 3, 64, 64) and images.max() == 0
@@ -273,7 +275,7 @@ def test_more_images_than_memory_can_be_mapped(tmp_path):
 
 def test_reading_mapped_images_copies_none_of_them(tmp_path, monkeypatch):
     """246 MB of black images; a copy of all of them, however short, would be seen."""
-    monkeypatch.setattr(common, "MAPPED_FROM", 0)
+    monkeypatch.setattr(readers, "MAPPED_FROM", 0)
     for name, n in (("x_train", 20_000), ("x_test", 10)):
         images = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8,
                                            (n, 64, 64, 3))
@@ -293,7 +295,7 @@ def on_host(monkeypatch):
     """A function after which all images stay on the processor, as if the device were another."""
     def wrapped(x_train, x_test, device, data_on):
         return HostImages(x_train, device), HostImages(x_test, device)
-    return lambda: monkeypatch.setattr(common, "place_images", wrapped)
+    return lambda: monkeypatch.setattr(readers, "place_images", wrapped)
 
 
 def without_seconds(rows):
@@ -335,15 +337,15 @@ def test_images_go_to_a_device_where_half_its_free_memory_holds_them(monkeypatch
     x = torch.zeros(100, 1, 8, 8, dtype=torch.uint8)   # 6,400 bytes, twice
     meta, cuda = torch.device("meta"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25_599, 10 ** 9))
-    stay, _ = common.place_images(x, x, cuda, None)
+    stay, _ = readers.place_images(x, x, cuda, None)
     assert isinstance(stay, HostImages) and stay.device == cuda and stay.images is x
-    assert common.fits(12_799, cuda) and not common.fits(12_800, cuda)
+    assert readers.fits(12_799, cuda) and not readers.fits(12_800, cuda)
 
-    moved, _ = common.place_images(x, x, meta, None)    # of other devices nothing is known
+    moved, _ = readers.place_images(x, x, meta, None)    # of other devices nothing is known
     assert moved.device == meta
-    forced, _ = common.place_images(x, x, meta, "cpu")
+    forced, _ = readers.place_images(x, x, meta, "cpu")
     assert isinstance(forced, HostImages) and forced[[3, 5]].device == meta
-    assert common.place_images(x, x, torch.device("cpu"), "cpu")[0] is x   # nothing to move
+    assert readers.place_images(x, x, torch.device("cpu"), "cpu")[0] is x   # nothing to move
 
 
 def test_images_in_parts(monkeypatch):
@@ -366,7 +368,7 @@ def test_the_measurement_of_large_data(folder, tmp_path, monkeypatch, capsys):
     def time_here(loop, args):
         args.loop = loop
         with monkeypatch.context() as patch:   # for what it replaces itself
-            patch.setattr(common, "MAPPED_FROM", common.MAPPED_FROM)
+            patch.setattr(readers, "MAPPED_FROM", readers.MAPPED_FROM)
             patch.setattr(vae, "batches", vae.batches)
             patch.setattr(vae, "train_epoch", vae.train_epoch)
             result = large_data.time_loop(args)

@@ -19,7 +19,8 @@ import flow
 import gan
 import run
 import vae
-from common import load_data, save_grid, tell
+from common import save_grid, tell
+from readers import load_data
 from run import load_models, read_log
 
 SCRIPTS = {"vae": vae, "cvae": cvae, "gan": gan, "flow": flow}

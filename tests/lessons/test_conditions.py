@@ -11,7 +11,8 @@ from torchvision.transforms.functional import rotate
 import cvae
 import run
 import vae
-from common import Condition, decode_numbers, encode_values, load_data, turn
+from common import Condition, decode_numbers, encode_values
+from readers import load_data, turn
 from tools import angles
 
 SMALL = {"hidden": 8, "latent": 3, "epochs": 1, "quiet": True, "device": "cpu"}

@@ -14,7 +14,7 @@ from torch import nn
 
 import cvae
 import vae
-from common import load_data
+from readers import load_data
 from run import make_scheduler
 
 SHAPE = (1, 8, 8)

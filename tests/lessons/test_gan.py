@@ -20,7 +20,8 @@ from torch import nn
 
 import gan
 import metrics
-from common import Data, load_data
+from common import Data
+from readers import load_data
 
 LOSSES = ("gan", "lsgan", "wgan-gp")
 QUICK = {"dataset": "digits", "width": 4, "latent": 8, "batch_size": 8, "iterations": 12,

@@ -20,7 +20,7 @@ from torch.distributions import Bernoulli, Independent, MultivariateNormal, Norm
 from torch.nn import functional as F
 
 import metrics
-from common import load_data
+from readers import load_data
 from run import load_models
 
 

@@ -19,7 +19,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 import vae
-from common import Means, active_units, batches, beta_at, load_data
+from common import Means, active_units, batches, beta_at
+from readers import load_data
 from run import make_scheduler, warn_of_collapse
 
 SHAPE = (1, 6, 6)

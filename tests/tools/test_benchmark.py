@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import load_data
+from readers import load_data
 from tools import benchmark
 
 

@@ -17,7 +17,8 @@ import evaluate
 import gan
 import metrics
 import vae
-from common import Data, load_data
+from common import Data
+from readers import load_data
 from run import Trained, load_models, parse, read_log
 
 QUICK = {"metrics": "elbo,mse", "device": "cpu"}

@@ -16,7 +16,8 @@ from torch import nn
 import cvae
 import generate
 import run
-from common import Condition, fixed_images, is_at_hand, load_data
+from common import Condition, fixed_images
+from readers import is_at_hand, load_data
 from tools.explorer import Dots, pack_layer, save_explorer
 
 PAGES = ROOT / "results" / "explorer"   # which anyone can open who has the repository only

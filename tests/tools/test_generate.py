@@ -18,7 +18,7 @@ import gan
 import generate
 import run
 import vae
-from common import load_data
+from readers import load_data
 
 
 def grid(path, rows, columns, size=56):

@@ -7,7 +7,7 @@ from PIL import Image
 
 import cvae
 import generate
-from common import load_data
+from readers import load_data
 from run import load_models
 
 

@@ -3,7 +3,7 @@ import torch
 from conftest import TINY
 
 import vae
-from common import load_data
+from readers import load_data
 from run import as_flags, parse, set_defaults
 from tools import mean_start
 

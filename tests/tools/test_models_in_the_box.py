@@ -9,7 +9,8 @@ from conftest import ROOT
 import gan
 import generate
 import metrics
-from common import binarize, load_data
+from common import binarize
+from readers import load_data
 from run import load_models
 from tools import pack
 
