@@ -463,7 +463,9 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
             log_ratio = 0.5 * (eps.square() + logvar_i - z.square()).sum(2)     # (b, K)
         else:
             log_q = -0.5 * (eps.square() + logvar_i + math.log(2 * math.pi)).sum(2)
-            log_ratio = prior.log_prob(z) - log_q
+            # A mixture compares every code with every component: those of 10 codes fit the cache.
+            log_prior = [prior.log_prob(part) for part in z.split(10, 1)]
+            log_ratio = torch.cat(log_prior, 1) - log_q
         log_p = [log_p_x_given_z(model, x[i], y[i], part) for part in z.split(rows, 1)]
         log_w = log_ratio + torch.cat(log_p, 1)                                 # (b, K)
         found.append(math.log(samples) - log_w.logsumexp(1))
