@@ -1,6 +1,7 @@
 """Denoising autoencoder: it sees a noisy image and is asked for the clean one.
 
-Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Autoencoders.
+Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Autoencoders, where
+pixels are set to 0; the noise here is Gaussian. Without --beta 0 it is a denoising VAE.
 
     python -m recipes.denoising --beta 0 --dataset digits --epochs 100    # no download
 """
@@ -23,7 +24,7 @@ from run import compiled, guarded, load_run_data, make_scheduler, parse, progres
 from run import save_latent_map, save_loss_curves, save_reconstructions, set_defaults
 from run import warn_of_collapse
 
-NOISE = 0.5   # its standard deviation, of pixels in [0, 1]
+NOISE = 0.5   # standard deviation of the noise; pixels are in [0, 1]
 
 
 # --------------------------------------------------------------------------------------- model
@@ -108,7 +109,7 @@ def loss_terms(model, x, eps):
     eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
     autoencoder.
     """
-    mu, logvar = model.encode(torch.normal(x, NOISE))    # but x is asked for
+    mu, logvar = model.encode(torch.normal(x, NOISE))    # the target below is the clean x
     z = mu + torch.exp(0.5 * logvar) * eps          # a draw from the posterior q
     p = model.decode(z)
     check_images(p, x)
@@ -155,7 +156,7 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
 # ------------------------------------------------------------------------------------ evaluate
 
 @torch.no_grad()
-@seeded(0)    # the same noise in every epoch, and none that training would have drawn
+@seeded(0)    # the same noise in every epoch; training's own is left as it was
 def evaluate(model, data, epoch, args):
     """Every test image once, with z sampled and beta = 1. Returns columns of the log."""
     noise = torch.Generator(data.x_test.device).manual_seed(0)   # training has its own

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal
 
 from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, check_images
-from common import draw_eps, fixed_z, is_autoencoder, save_grid
+from common import draw_eps, fail, fixed_z, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
 from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
@@ -104,10 +104,10 @@ def draw_k_eps(x, args, generator=None):
 
 
 def loss_terms(model, x, eps):
-    """Two terms in nats per image (B,), whose sum is the negative bound, minus equation 8; and mu.
+    """Two terms in nats per image (B,), whose sum is minus the bound (equation 8, k draws); and mu.
 
-    eps (k, B, latent) or, with k = 1, (B, latent). recon is the mean of k reconstructions, kl what
-    the bound has besides: with k = 1 an estimate, from one draw, of the KL.
+    eps (k, B, latent) or, as the tools pass it, (B, latent): k = 1. recon is the mean of k
+    reconstructions, kl the rest of the bound: only with k = 1 is it a KL, estimated by one draw.
     """
     mu, logvar = model.encode(x)
     eps = eps.view(-1, len(x), mu.shape[1])         # (k, B, latent)
@@ -116,9 +116,9 @@ def loss_terms(model, x, eps):
     images = x.repeat(len(eps), 1, 1, 1)            # (k * B, C, H, W)
     check_images(p, images)
     log_p = p.log_prob(images).view(-1, len(x))     # log p(x|z), (k, B)
-    log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(2)   # log p(z) / q(z|x), (k, B)
+    log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(2)   # of p(z) to q(z|x), (k, B)
     bound = (log_p + log_ratio).logsumexp(0) - math.log(len(eps))   # log of the mean, (B,)
-    recon = -log_p.mean(0)                          # minus the log-likelihood
+    recon = -log_p.mean(0)                          # minus the log-likelihood, on average
     kl = -bound - recon
     if is_autoencoder(model.args):
         kl = torch.zeros_like(kl)                   # it has no prior: the loss is recon
@@ -203,6 +203,8 @@ def main(argv=(), **overrides):
     """Train: main(["--latent=2"]) or main(latent=2). Returns the model and the log."""
     args = parse(flags(), argv, overrides)
     check_flags(args)
+    if args.beta != 1 or args.beta_schedule != "constant":
+        fail("--beta and --beta-schedule weigh a KL, and this bound has none; remove them")
     data = load_run_data(args)
     set_defaults(args, data)
     data = binarize(data, args)

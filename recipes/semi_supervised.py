@@ -55,7 +55,7 @@ class CVAE(nn.Module):
         if args.likelihood != "bernoulli" and args.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.tensor(-1.0))
         self.classifier = mlp(math.prod(shape), n_c, args)      # q(y|x)
-        self.baseline = mlp(math.prod(shape), n_c, args)        # as it is without the other images
+        self.baseline = mlp(math.prod(shape), n_c, args)        # the same, trained on labels alone
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
     def with_condition(self, h, c):
@@ -140,7 +140,7 @@ def bound_terms(model, x, y, eps):
     every_y = torch.arange(n, device=y.device).repeat(len(x))   # (B * n_c,)
     recon, kl, _ = loss_terms(model, x.repeat_interleave(n, 0), every_y,
                               eps.repeat_interleave(n, 0))
-    log_ratio = torch.where(known, 0, log_q) + math.log(n)      # log q(y|x) / p(y), (B, n_c)
+    log_ratio = torch.where(known, 0, log_q) + math.log(n)      # of q(y|x) to p(y), (B, n_c)
     recon = (q * recon.view(-1, n)).sum(1)
     kl = (q * (kl.view(-1, n) + log_ratio)).sum(1)
     return recon, kl
@@ -162,11 +162,11 @@ def backward(model, x, c, eps, beta, args):
 
 
 def backward_of_labels(model, data, args):
-    """The gradient of both cross-entropies, of labelled images as many as a batch."""
+    """The gradient of both cross-entropies, on a batch of labelled images."""
     known = (data.y_train >= 0).nonzero()[:, 0]
     index = known[torch.randint(len(known), (args.batch_size,), device=known.device)]
     x, y = data.x_train[index].flatten(1) / 255, data.y_train[index]
-    loss = args.alpha * F.cross_entropy(model.classifier(x), y)     # the last term of equation 9
+    loss = args.alpha * F.cross_entropy(model.classifier(x), y)     # equation 9, last term
     loss = loss + F.cross_entropy(model.baseline(x), y)
     loss.backward()
 
@@ -234,9 +234,9 @@ def flags():
     parser = Parser(__file__, __doc__)
     group = add_model_flags(parser)
     group.add_argument("--labels", type=number(int, 1), default=100, metavar="N",
-                       help="training images with labels, as many of each class")
+                       help="labelled training images, equally many of each class")
     group.add_argument("--alpha", type=number(float, 0), default=30.0, metavar="A",
-                       help="weight of their cross-entropy")
+                       help="weight of their cross-entropy; the paper's is 0.1")
     add_training_flags(parser)      # loss, optimiser, data, run
     return parser
 

@@ -82,7 +82,7 @@ class VAE(nn.Module):
 
 
     def prior(self):
-        """p(z) = 1/K sum_k q(z|u_k), equation 9, of codes (latent,)."""
+        """p(z) = 1/K sum_k q(z|u_k), equation 9, over codes (latent,); u_k: a pseudo-input."""
         mu, logvar = self.encode(self.pseudo_inputs.clamp(0, 1))         # (K, latent) each
         weights = torch.ones(len(mu), device=mu.device)
         return MixtureSameFamily(Categorical(weights), posterior(mu, logvar))
@@ -188,7 +188,7 @@ def save_figures(model, data, run):
     save_reconstructions(run, data, [model])
     save_grid(run.figure("pseudo_inputs"), model.pseudo_inputs[:64].clamp(0, 1), 8)
     with seeded(0):
-        z = model.prior().sample((64,))                          # of the same noise in every epoch
+        z = model.prior().sample((64,))              # from the same noise in every epoch
     save_grid(run.figure("sample"), model.decode(z).mean, 8)
     save_loss_curves(run, [model])
     if run.args.latent == 2:

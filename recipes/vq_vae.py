@@ -1,7 +1,8 @@
 """VQ-VAE: codes are made of entries of a learned codebook, so that an image is a few whole numbers.
 
 van den Oord et al. 2017, Neural Discrete Representation Learning (arXiv 1711.00937). Samples need a
-prior over the entries, which the paper learns afterwards and this script does not.
+prior over the entries, which the paper learns afterwards and this script does not. The paper
+quantises the pixels of a small feature map; here these are the parts, of D numbers each, of z.
 
     python -m recipes.vq_vae --dataset digits --epochs 50     # no download
 """
@@ -81,7 +82,7 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """Codes (B, latent) -> a distribution over images (C, H, W), of batch shape (B,)."""
-        h = self.decoder(self.quantise(z)).float()                         # (B, C or 2C, H, W)
+        h = self.decoder(self.quantise(z)).float()          # (B, C or 2C, H, W)
         if self.args.likelihood == "bernoulli":
             # Not validated, so that pixels may be grey; log_prob is then minus a cross-entropy.
             return Independent(Bernoulli(logits=h, validate_args=False), 3)
@@ -214,7 +215,7 @@ def flags():
     group.add_argument("--code-size", type=number(int, 1), default=4, metavar="D",
                        help="numbers in an entry; z has --latent / D entries")
     add_training_flags(parser)      # loss, optimiser, data, run
-    parser.set_defaults(beta=0.0, latent=64)
+    parser.set_defaults(beta=0.0, latent=64)     # with beta 0 eps is 0: z is mu, and no draw
     return parser
 
 
