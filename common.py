@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.distributions import MultivariateNormal
 
 import processes
 
@@ -352,6 +353,23 @@ def gaussian_kl(mu, logvar):
     Never negative; zero at mu = logvar = 0. Kingma & Welling 2014 (arXiv 1312.6114), appendix B.
     """
     return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(1)
+
+
+def fitted_gaussian(mu, logvar=None):
+    """The normal distribution with the mean and the covariance of z ~ q(z|x), x being any of N
+    images: mu and logvar, (N, latent) each; without logvar of the codes mu of an autoencoder. On
+    the CPU, where samples are the same everywhere.
+
+    By the law of total variance the covariance is that of the means plus the mean variance.
+    """
+    mu = mu.cpu().double()
+    covariance = torch.atleast_2d(mu.T.cov(correction=0))          # (latent, latent)
+    if logvar is not None:
+        covariance = covariance + logvar.cpu().double().exp().mean(0).diag()
+    # A little on the diagonal, or there is no Cholesky factor with fewer images than units.
+    least = 1e-6 * covariance.diagonal().mean() + 1e-12
+    factor = torch.linalg.cholesky(covariance + least * torch.eye(len(covariance)))
+    return MultivariateNormal(mu.mean(0).float(), scale_tril=factor.float())
 
 
 def check_images(p, x):

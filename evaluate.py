@@ -11,8 +11,10 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
     mse      mean squared error of reconstructions, PSNR, and sigma where it is one number
     class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
              images, too, takes for the class asked for; of a model without labels the counts of
-             each class and their entropy. reconstruction_accuracy_N: the share of N test images
-             that keep their class. _each: the same by class
+             each class and their entropy. class_accuracy_fitted_1000: the same with z from a
+             Gaussian fitted to the codes of the class (generate.py --fitted, or --digit of a VAE);
+             class_kl: the KL of that Gaussian to N(0, I). reconstruction_accuracy_N: the share of N
+             test images that keep their class. _each: the same by class
     fid kid  distance of N samples to N test images in the features named; _floor: of N training
              images, all there is to reach
     pr       precision and recall of N samples; _ceiling: of N training images (samples that are
@@ -39,7 +41,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical, Distribution, MultivariateNormal, kl_divergence
 
 import metrics
 from common import (
@@ -47,6 +49,7 @@ from common import (
     binarize,
     draw_eps,
     fail,
+    fitted_gaussian,
     fixed_images,
     gaussian_kl,
     has_package,
@@ -76,6 +79,7 @@ from run import (
 
 GROUPS = ("elbo", "mse", "class", "fid", "kid", "pr", "nll")
 DISTANCES = ("fid", "kid", "pr")
+FITTED = 1000   # training images of a class, at most, to whose codes a Gaussian is fitted
 
 
 def flags():
@@ -89,6 +93,8 @@ def flags():
         help="importance samples per image")
     add("--fid-features", type=path_text, default="classifier", metavar="NAME|FILE",
         help="classifier (of the data set), inception (one download), or a file of its weights")
+    add("--temperature", type=number(float, 0), default=1.0, metavar="T",
+        help="of the samples of a flow: the standard deviation of z; their numbers end in _tT")
     add("--dataset", type=path_text, metavar="NAME|PATH",
         help="the run's data set, where it was moved or renamed since")
     add("--data", type=path_text, metavar="DIR",
@@ -119,6 +125,8 @@ def measure(checkpoint, module, models, args):
     count, even if the run saw a subset.
     """
     first = models[""]     # its twin is of the same kind
+    if args.temperature != 1 and not first.is_flow:
+        fail(f"--temperature is for flows, and {checkpoint['script']}.py trains none; remove it")
     data = load_data_of_run(checkpoint, args)
     seen = data            # as the models saw it
     if hasattr(first.args, "binarize"):
@@ -151,9 +159,13 @@ def measure(checkpoint, module, models, args):
         if "class" in wanted and can_reconstruct:
             row |= recognised_reconstructions(recogniser, trained, seen)
         if "class" in wanted and not trained.is_autoencoder:
-            row |= recognised_samples(recogniser, trained, data, args.seed)
+            found_in_samples = recognised_samples(recogniser, trained, data, args)
+            row |= with_temperature(found_in_samples, args)
+        if "class" in wanted and can_reconstruct and not trained.conditions:
+            row |= recognised_fitted_samples(recogniser, trained, seen, args.seed)
         if wanted_distances:
-            row |= meter.distances(draw(trained, meter.labels, args.seed))
+            distances = meter.distances(draw(trained, meter.labels, args.seed, args.temperature))
+            row |= with_temperature(distances, args)
         if "nll" in wanted:
             row |= likelihoods(trained, seen, args)
         for name, value in row.items():
@@ -340,9 +352,20 @@ def accuracies(name, guesses, labels, classes):
 
 # ------------------------------------------------------------------------------------- samples
 
-def draw(trained, c, seed):
-    """Batches of images of z ~ p(z); c: labels (N,), or vectors (N, n_c), for a model that is told
-    any."""
+def with_temperature(row, args):
+    """Numbers of samples by names that end in their temperature, if it is not 1."""
+    if args.temperature == 1:
+        return row
+    named = {}
+    for name, value in row.items():
+        each = "_each" if name.endswith("_each") else ""
+        named[f"{name.removesuffix('_each')}_t{args.temperature:g}{each}"] = value
+    return named
+
+
+def draw(trained, c, seed, temperature=1.0):
+    """Batches of images of z ~ p(z), or at the temperature of a flow; c: labels (N,), or vectors
+    (N, n_c), for a model that is told any."""
     parts = c.split(1000)
     prior = trained.prior()
     codes = []
@@ -350,12 +373,12 @@ def draw(trained, c, seed):
         for y in parts:
             # On the CPU: the same everywhere.
             z = torch.randn(len(y), trained.latent) if prior is None else prior.sample((len(y),))
-            codes.append(z.to(y.device))
+            codes.append(temperature * z.to(y.device))
     for z, y in zip(codes, parts, strict=True):
         yield trained.images(z, y)
 
 
-def recognised_samples(recogniser, trained, data, seed):
+def recognised_samples(recogniser, trained, data, args):
     """Of 1,000 samples: the share that is of the class asked for, in all and by class; of a model
     without labels the count of each class, and the entropy in nats, at most ln(classes)."""
     classes = len(data.classes)
@@ -364,13 +387,39 @@ def recognised_samples(recogniser, trained, data, seed):
     if trained.conditions:   # as they are in the test set
         labels = metrics.subset(data.y_test, 1000)
         c = metrics.subset(data.c_test, 1000)
-    guesses = [recogniser(x).argmax(1) for x in draw(trained, c, seed)]
+    guesses = [recogniser(x).argmax(1) for x in draw(trained, c, args.seed, args.temperature)]
     guesses = torch.cat(guesses)
     if trained.classes > 0:
         return accuracies(f"class_accuracy_{len(labels)}", guesses, labels, classes)
     counts = guesses.bincount(minlength=classes)
     entropy = Categorical(counts.float()).entropy().item()
     return {"class_counts_1000": counts.tolist(), "class_entropy_1000": entropy}
+
+
+def recognised_fitted_samples(recogniser, trained, data, seed):
+    """Of 1,000 samples whose z is not from the prior but from the Gaussian fitted to the codes of a
+    class: the share that is of that class, in all and by class; and the KL of that Gaussian to
+    N(0, I), in nats: how far the codes of a class are from the prior."""
+    classes = len(data.classes)
+    labels = torch.arange(1000) % classes
+    z = torch.empty(1000, trained.latent)
+    prior = MultivariateNormal(torch.zeros(trained.latent), torch.eye(trained.latent))
+    kl = []
+    with metrics.seeded(seed):
+        for label in range(classes):
+            own = (data.y_train == label).nonzero()[:FITTED, 0]
+            mu, logvar = trained.encode(data.x_train[own] / 255, data.y_train[own])
+            if trained.is_autoencoder:   # whose codes are points
+                logvar = None
+            gaussian = fitted_gaussian(mu, logvar)
+            z[labels == label] = gaussian.sample(((labels == label).sum(),))
+            kl.append(kl_divergence(gaussian, prior).item())
+    device = data.x_test.device
+    guesses = recogniser(trained.images(z.to(device), labels.to(device))).argmax(1)
+    row = accuracies("class_accuracy_fitted_1000", guesses.cpu(), labels, classes)
+    if trained.is_autoencoder or trained.prior() is not None:   # N(0, I) is not its prior
+        return row
+    return row | {"class_kl": sum(kl) / len(kl), "class_kl_each": kl}
 
 
 class DistanceMeter:

@@ -33,6 +33,7 @@ from common import (
     binarize,
     decode_numbers,
     fail,
+    fitted_gaussian,
     gaussian_kl,
     has_package,
     in_words,
@@ -86,6 +87,7 @@ class Source:
         self.folder = run_folder(args.run)
         self.dataset = args.dataset or self.model.args.dataset
         self.data_folder = args.data or self.model.args.data
+        self.fitted = args.fitted
         self.label = None
         if args.label is not None:
             self.label = self.index_of("--class", args.label)
@@ -202,8 +204,8 @@ def draw_codes(source, indices, label, seed):
     """z (B, latent) and y (B,) of the samples `indices`: of class `label`, or, if that is None, of
     every class in turn; y is 0 where the model takes no labels.
 
-    z comes from the prior. An autoencoder has none, and the prior of a model without labels does
-    not know of classes: there a Gaussian fitted to codes takes its place.
+    z comes from the prior or, with --fitted, from a Gaussian fitted to codes. An autoencoder has no
+    prior, and that of a model without labels does not know of classes: they need the latter.
     """
     classes = source.model.classes
     if classes > 0 and label is None:
@@ -213,23 +215,27 @@ def draw_codes(source, indices, label, seed):
     else:
         labels = [0 for _ in indices]
 
-    fitted = source.model.is_autoencoder or (label is not None and classes == 0)
+    fitted = source.fitted or source.model.is_autoencoder
+    if label is not None and classes == 0:
+        fitted = True
     if not fitted and source.prior is not None:
         z = [seeded_sample(source.prior, seed * SEED_STEP + i) for i in indices]
         return torch.stack(z), torch.tensor(labels)
 
     z = noise(indices, source.latent, seed)
     if fitted:
+        gaussians = {}
         for row in range(len(z)):
             own = labels[row] if classes > 0 else label
-            mean, deviation = class_gaussian(source, own)
-            z[row] = mean + deviation * z[row]
+            if own not in gaussians:
+                gaussians[own] = class_gaussian(source, own)
+            z[row] = gaussians[own].mean + gaussians[own].scale_tril @ z[row]
     return z, torch.tensor(labels)
 
 
 def class_gaussian(source, label):
-    """Mean and standard deviation, (latent,) each, of the Gaussian fitted to the codes of a class,
-    or, if `label` is None, to those of all test images."""
+    """The Gaussian fitted to the codes of the test images of a class, or of all of them if `label`
+    is None: a distribution over z (latent,)."""
     mu, logvar = source.posteriors
     if label is not None:
         keep = source.data.y_test.cpu() == label
@@ -237,25 +243,17 @@ def class_gaussian(source, label):
             fail(f"no test image is of class {on_page(source.names[label])}, to whose codes a "
                  "Gaussian is fitted; use another --class")
         mu, logvar = mu[keep], logvar[keep]
-    return fitted_gaussian(mu, logvar, source.model.is_autoencoder)
-
-
-def fitted_gaussian(mu, logvar, is_autoencoder):
-    """Mean and standard deviation, (latent,) each, of a mixture of posteriors (N, latent).
-
-    By the law of total variance its variance is that of the means plus the mean of the variances.
-    """
-    variance = mu.var(0, unbiased=False)
-    if not is_autoencoder:   # whose codes are points
-        variance = variance + logvar.exp().mean(0)
-    return mu.mean(0), variance.sqrt()
+    if source.model.is_autoencoder:   # whose codes are points
+        logvar = None
+    return fitted_gaussian(mu, logvar)
 
 
 def spread(source):
     """Mean and standard deviation of z, (latent,) each: of the prior, or of an autoencoder's
     codes."""
     if source.model.is_autoencoder:
-        return class_gaussian(source, None)
+        gaussian = class_gaussian(source, None)
+        return gaussian.mean, gaussian.stddev
     if source.prior is None:
         return torch.zeros(source.latent), torch.ones(source.latent)
     try:
@@ -402,15 +400,20 @@ def save_gif(args, name, pages):
 # ---------------------------------------------------------------------------------------- images
 
 def samples(source, args):
-    """--samples N: from the prior."""
+    """--samples N: from the prior, or as draw_codes says."""
     n = args.samples or 64
     z, y = draw_codes(source, range(n), source.label, args.seed)
     name = f"samples_{n}"
     if source.label is not None:
         name = f"samples_{file_name(source, source.label)}_{n}"
-    name += source.settings_in_name() + temperature_in_name(args)
+    name += fitted_in_name(source) + source.settings_in_name() + temperature_in_name(args)
     save_images(args, name, draw(source.model, args.temperature * z, y, args), args.columns,
                 title=source.settings_in_words())
+
+
+def fitted_in_name(source):
+    """"_fitted" for a file name with --fitted; nothing without."""
+    return "_fitted" if source.fitted else ""
 
 
 def temperature_in_name(args):
@@ -428,7 +431,7 @@ def classes(source, args):
         zs.append(z)
         ys.append(y)
     images = draw(source.model, args.temperature * torch.cat(zs), torch.cat(ys), args)
-    name = "classes" + source.settings_in_name() + temperature_in_name(args)
+    name = f"classes{fitted_in_name(source)}{source.settings_in_name()}{temperature_in_name(args)}"
     save_images(args, name, images, args.columns, names=source.names,
                 title=source.settings_in_words())
 
@@ -980,6 +983,8 @@ def flags():
     group = parser.add_argument_group("how")
     group.add_argument("--digit", "--class", dest="label", metavar="NAME",
                        help="samples, plane or rows of this class")
+    group.add_argument("--fitted", action="store_true",
+                       help="samples from a Gaussian fitted to the codes of each class")
     group.add_argument("--angle", type=number(float, -360), metavar="DEGREES",
                        help="of a run with --rotate")
     group.add_argument("--set", type=setting, action="append", metavar="NAME=VALUE",
@@ -1055,6 +1060,12 @@ def check_model(source, args, kind):
              "try --samples 64")
     if args.show == "sample" and not model.has_likelihood:
         fail(f"--show sample needs p(x|z), but the model of {source.script} has no decode(); "
+             "remove it")
+
+    if args.fitted and kind not in ("samples", "classes"):
+        fail(f"--fitted is for --samples and --classes, not for --{kind}; remove it")
+    if args.fitted and not model.has_encoder:
+        fail(f"--fitted needs codes of images, but the model of {source.script} has no encode(); "
              "remove it")
 
     by_class = kind == "classes" or source.label is not None

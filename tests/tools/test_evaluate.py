@@ -11,6 +11,7 @@ import torch
 from conftest import TINY
 from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal
+from torch.nn import functional as F
 
 import cvae
 import evaluate
@@ -106,6 +107,18 @@ def bytes_of(images):
     return {image.numpy().tobytes() for image in images.mul(255).round().byte()}
 
 
+def kl_of_class(model, data, label):
+    """KL(N(m, S) || N(0, I)) = 1/2 (tr S + m'm - n - log |S|), m and S those of the codes of the
+    training images of a class."""
+    own = data.y_train == label
+    mu, logvar = model.encode(data.x_train[own] / 255, data.y_train[own])
+    mu, variance = mu.detach().double().numpy(), logvar.detach().double().exp().numpy()
+    mean = mu.mean(0)
+    covariance = np.cov(mu.T, bias=True) + np.diag(variance.mean(0))
+    trace, (_, log_det) = np.trace(covariance), np.linalg.slogdet(covariance)
+    return 0.5 * (trace + mean @ mean - len(mean) - log_det)
+
+
 # ------------------------------------------------------------------------------- all the groups
 
 def test_everything_of_a_cvae_and_its_twin(cvae_run, digits, out, capsys):
@@ -126,6 +139,11 @@ def test_everything_of_a_cvae_and_its_twin(cvae_run, digits, out, capsys):
     each = found["class_accuracy_1000_each"]
     assert len(each) == 10
     assert found["class_accuracy_1000"] == pytest.approx(sum(each) / 10)
+    each = found["class_accuracy_fitted_1000_each"]
+    assert found["class_accuracy_fitted_1000"] == pytest.approx(sum(each) / 10)
+    assert found["class_kl"] == pytest.approx(sum(found["class_kl_each"]) / 10)
+    assert found["class_kl_each"][4] == pytest.approx(kl_of_class(cvae_run[1], digits, 4), rel=1e-4)
+    assert "vae_class_accuracy_fitted_1000" in found   # untold, but it has codes
     counts = found["vae_class_counts_1000"]
     assert sum(counts) == 1000
     shares = [count / 1000 for count in counts if count > 0]
@@ -148,12 +166,41 @@ def test_everything_of_a_cvae_and_its_twin(cvae_run, digits, out, capsys):
     assert 0 <= found["free_classifier_is10_297"] <= 1
 
 
+def test_samples_from_a_fitted_gaussian_are_of_the_class_it_was_fitted_to():
+    """The codes of ten classes on a circle of radius 3, with variance exp(-4), of a model that is
+    not told the class. From the prior a tenth of the samples would be right."""
+    step = 2 * math.pi / 10
+
+    def encode(x, c):
+        angle = step * 255 * x.flatten()
+        mu = 3 * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
+        return mu, torch.full_like(mu, -4)
+
+    def images(z, c):
+        label = (torch.atan2(z[:, 1], z[:, 0]) / step).round() % 10
+        return label.view(-1, 1, 1, 1) / 255
+
+    def recogniser(x):
+        return F.one_hot((255 * x.flatten()).round().long(), 10)
+
+    trained = SimpleNamespace(latent=2, is_autoencoder=False, encode=encode, images=images,
+                              prior=lambda: None)
+    y = torch.arange(100) % 10
+    x = y.byte().view(-1, 1, 1, 1)
+    data = Data("circle", x, y, x, y, [str(label) for label in range(10)])
+    found = evaluate.recognised_fitted_samples(recogniser, trained, data, seed=1)
+    assert found["class_accuracy_fitted_1000"] == 1
+    expected = 0.5 * (3 ** 2 + 2 * (math.exp(-4) - 1 + 4))   # KL(N(m, s^2 I) || N(0, I))
+    assert found["class_kl"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_autoencoder_has_no_kl_no_samples_and_no_likelihood(tmp_path, out, capsys):
     vae.main(out=tmp_path / "run", **TINY | {"beta": 0, "epochs": 1})
     found = evaluate.main([str(tmp_path / "run")], metrics="all", out=out, device="cpu")
     assert set(found) == {"classifier_accuracy_297", "test_loss", "test_recon", "active", "mse",
                           "psnr", "sse_pm1", "reconstruction_accuracy_297",
-                          "reconstruction_accuracy_297_each"}
+                          "reconstruction_accuracy_297_each", "class_accuracy_fitted_1000",
+                          "class_accuracy_fitted_1000_each"}
     printed = capsys.readouterr().out
     assert printed.count("left out: an autoencoder has no prior") == 4
     assert "note:" not in printed

@@ -126,6 +126,16 @@ def test_evaluate_has_all_but_reconstructions(flow_run, capsys):
     assert "mse left out: a flow gives back every image as it was" in capsys.readouterr().out
 
 
+def test_samples_are_measured_at_their_temperature(flow_run, tmp_path, refused):
+    """At 0 there is one image of each class, so either all or none of its samples are right."""
+    found = evaluate.main([flow_run, "--metrics=class", "--temperature=0"], out=tmp_path)
+    each = found["class_accuracy_1000_t0_each"]
+    assert len(each) == 10 and set(each) <= {0.0, 1.0}
+    assert found["class_accuracy_1000_t0"] == pytest.approx(sum(each) / 10)
+    vae = ROOT / "results/models/vae-mnist-z20.pt"
+    assert "is for flows" in refused(evaluate, [vae, "--temperature=0.7"])
+
+
 def test_a_packed_flow_draws_what_the_run_draws(flow_run, tmp_path):
     pack.main(flow_run, tmp_path / "small.pt")
     small, full = load_models(tmp_path / "small.pt")[2][""], load_models(flow_run)[2][""]

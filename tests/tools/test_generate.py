@@ -146,20 +146,46 @@ def test_a_class_of_a_cvae_is_its_label(cvae_run, tmp_path):
 def test_a_class_of_a_vae_is_a_fitted_gaussian(vae_run, tmp_path):
     """Against a direct computation, and against samples of the mixture that it stands for."""
     source, _ = load(vae_run[0])
-    mean, deviation = generate.class_gaussian(source, 3)
+    gaussian = generate.class_gaussian(source, 3)
     data = load_data("digits")
     with torch.no_grad():
         mu, logvar = vae_run[1].encode(data.x_test[data.y_test == 3] / 255)
     second_moment = (mu.square() + logvar.exp()).mean(0)
-    torch.testing.assert_close(mean, mu.mean(0))
-    torch.testing.assert_close(deviation, (second_moment - mu.mean(0).square()).sqrt())
+    torch.testing.assert_close(gaussian.mean, mu.mean(0))
+    torch.testing.assert_close(gaussian.variance, second_moment - mu.mean(0).square(),
+                               rtol=1e-4, atol=0)
     torch.manual_seed(0)
     z = mu.repeat(2000, 1) + (0.5 * logvar).exp().repeat(2000, 1) * torch.randn(2000 * len(mu), 2)
-    torch.testing.assert_close(z.std(0), deviation, rtol=0.02, atol=0)
-    z, _ = generate.draw_codes(source, range(5), 3, 1)
-    torch.testing.assert_close(z, mean + deviation * generate.noise(range(5), 2, 1))
+    torch.testing.assert_close(z.T.cov(), gaussian.covariance_matrix, rtol=0.05, atol=0.02)
+    assert gaussian.covariance_matrix[0, 1].abs() > 0.1   # so units one by one would not do
+    z, _ = generate.draw_codes(source, range(2000), 3, 1)
+    torch.testing.assert_close(z.T.cov(), gaussian.covariance_matrix, rtol=0.1, atol=0.05)
     generate.main([str(vae_run[0]), "--classes", "--columns", "3"], out=tmp_path)
     assert grid(tmp_path / "classes.png", 10, 3).shape == (10, 3, 56, 56)
+
+
+def test_fitted_takes_codes_of_a_cvae_from_where_a_class_has_its_own(cvae_run, tmp_path):
+    """And not from the prior."""
+    folder = str(cvae_run[0])
+    source, _ = load(folder, "--fitted")
+    z, y = generate.draw_codes(source, range(500), 7, 1)
+    mu, _ = source.posteriors
+    assert (y == 7).all()
+    of_class = mu[source.data.y_test == 7].mean(0)
+    torch.testing.assert_close(z.mean(0), of_class, rtol=0, atol=0.15)
+    for flag in ("--classes", "--digit=7"):
+        generate.main([folder, "--fitted", flag], out=tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"classes_fitted.png", "samples_7_64_fitted.png"}
+
+
+@pytest.mark.parametrize("latent", [1, 3])
+def test_a_gaussian_is_fitted_to_fewer_images_than_units(latent):
+    """Of a single image it is a point."""
+    point = common.fitted_gaussian(torch.ones(1, latent))
+    torch.testing.assert_close(point.sample((9,)), torch.ones(9, latent))
+    two = common.fitted_gaussian(torch.tensor([[0.0] * latent, [2.0] * latent]))
+    torch.testing.assert_close(two.stddev, torch.ones(latent))
 
 
 def test_an_autoencoder_draws_from_a_gaussian_of_its_codes(tmp_path):
@@ -478,6 +504,7 @@ def test_a_model_without_an_encoder_draws_what_needs_none(copy, tmp_path, refuse
     (["--pca", "--uniform", "0", "1"], "--uniform goes with --manifold"),
     (["--uniform", "nan", "1"], "--uniform"),
     (["--manifold", "--digit", "3"], "--class cannot be combined with --manifold"),
+    (["--fitted", "--pca"], "--fitted is for --samples and --classes, not for --pca"),
     (["--out", "/dev/null/x"], "--out /dev/null/x"),
 ])
 def test_what_is_refused(flags, named, vae_run, refused):
