@@ -4,6 +4,7 @@ Vincent et al. 2008, Extracting and Composing Robust Features with Denoising Aut
 pixels are set to 0; the noise here is Gaussian. Without --beta 0 it is a denoising VAE.
 
     python -m recipes.denoising --beta 0 --dataset digits --epochs 100    # no download
+    python -m recipes.denoising --beta 0        # MNIST, eight minutes of a core: 81.2 nats
 """
 import ctrl_c  # without a traceback, even during these imports
 import math

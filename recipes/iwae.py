@@ -3,6 +3,10 @@
 Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders (arXiv 1509.00519).
 
     python -m recipes.iwae --dataset digits --epochs 20     # no download
+    python -m recipes.iwae --binarize dynamic --latent 50 --hidden 200 --layers 2 --epochs 10
+
+The latter, on MNIST, takes half an hour of a core. -log p(x) is then 93.6 nats (evaluate.py, nll);
+of vae.py with the same flags it is 100.3.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math

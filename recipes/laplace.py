@@ -3,6 +3,7 @@
 From vae.py, by another likelihood.
 
     python -m recipes.laplace --dataset digits --epochs 100    # no download
+    python -m recipes.laplace        # MNIST, ten minutes of a core: -1437 nats, a density
 """
 import ctrl_c  # without a traceback, even during these imports
 import math

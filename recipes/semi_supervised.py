@@ -3,6 +3,10 @@
 Kingma et al. 2014 (arXiv 1406.5298), model M2.
 
     python -m recipes.semi_supervised --dataset digits --labels 100     # no download
+    python -m recipes.semi_supervised --labels 1000 --epochs 10    # MNIST, 20 minutes of a core
+
+The latter errs on 6.2% of the test images; the same classifier, trained on these 1,000 alone, on
+11.5%. With 100 labels: 17.8% and 30.8%.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math

@@ -3,6 +3,10 @@
 Tomczak & Welling 2018, VAE with a VampPrior (arXiv 1705.07120).
 
     python -m recipes.vamp_prior --dataset digits --epochs 20     # no download
+    python -m recipes.vamp_prior --binarize dynamic --latent 50 --hidden 200 --layers 2 --epochs 10
+
+The latter, on MNIST, takes a quarter of an hour of a core. -log p(x) is then 96.6 nats
+(evaluate.py, nll); of vae.py with the same flags it is 100.3.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
