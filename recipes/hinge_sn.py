@@ -3,6 +3,9 @@
 Miyato et al. 2018, Spectral Normalization for Generative Adversarial Networks (arXiv 1802.05957).
 
     python -m recipes.hinge_sn --dataset digits --iterations 500   # no download
+    python -m recipes.hinge_sn --iterations 3000    # MNIST, half an hour of a core: distance 6.0
+
+That of gan.py is nearer to the data: --loss lsgan was at 0.5 after as many steps.
 """
 import ctrl_c  # without a traceback, even during these imports
 import copy
