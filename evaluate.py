@@ -403,22 +403,26 @@ def recognised_fitted_samples(recogniser, trained, data, seed):
     classes = len(data.classes)
     labels = torch.arange(1000) % classes
     z = torch.empty(1000, trained.latent)
-    prior = MultivariateNormal(torch.zeros(trained.latent), torch.eye(trained.latent))
-    kl = []
+    gaussians = []
     with metrics.seeded(seed):
         for label in range(classes):
             own = (data.y_train == label).nonzero()[:FITTED, 0]
-            mu, logvar = trained.encode(data.x_train[own] / 255, data.y_train[own])
+            x = data.x_train[own] / 255
+            if getattr(trained.args, "binarize", "none") == "dynamic":
+                x = torch.bernoulli(x)   # as in training
+            mu, logvar = trained.encode(x, data.y_train[own])
             if trained.is_autoencoder:   # whose codes are points
                 logvar = None
             gaussian = fitted_gaussian(mu, logvar)
             z[labels == label] = gaussian.sample(((labels == label).sum(),))
-            kl.append(kl_divergence(gaussian, prior).item())
+            gaussians.append(gaussian)
     device = data.x_test.device
     guesses = recogniser(trained.images(z.to(device), labels.to(device))).argmax(1)
     row = accuracies("class_accuracy_fitted_1000", guesses.cpu(), labels, classes)
     if trained.is_autoencoder or trained.prior() is not None:   # N(0, I) is not its prior
         return row
+    prior = MultivariateNormal(torch.zeros(trained.latent), torch.eye(trained.latent))
+    kl = [kl_divergence(gaussian, prior).item() for gaussian in gaussians]
     return row | {"class_kl": sum(kl) / len(kl), "class_kl_each": kl}
 
 

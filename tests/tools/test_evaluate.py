@@ -184,7 +184,7 @@ def test_samples_from_a_fitted_gaussian_are_of_the_class_it_was_fitted_to():
         return F.one_hot((255 * x.flatten()).round().long(), 10)
 
     trained = SimpleNamespace(latent=2, is_autoencoder=False, encode=encode, images=images,
-                              prior=lambda: None)
+                              prior=lambda: None, args=SimpleNamespace(binarize="none"))
     y = torch.arange(100) % 10
     x = y.byte().view(-1, 1, 1, 1)
     data = Data("circle", x, y, x, y, [str(label) for label in range(10)])
@@ -192,6 +192,24 @@ def test_samples_from_a_fitted_gaussian_are_of_the_class_it_was_fitted_to():
     assert found["class_accuracy_fitted_1000"] == 1
     expected = 0.5 * (3 ** 2 + 2 * (math.exp(-4) - 1 + 4))   # KL(N(m, s^2 I) || N(0, I))
     assert found["class_kl"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_gaussian_is_fitted_to_codes_of_images_as_the_model_saw_them():
+    """With --binarize dynamic they are black or white, drawn anew, and not grey."""
+    seen = []
+
+    def encode(x, c):
+        seen.append(x)
+        return x.flatten(1)[:, :2], torch.zeros(len(x), 2)
+
+    trained = SimpleNamespace(latent=2, is_autoencoder=False, encode=encode, prior=lambda: None,
+                              images=lambda z, c: z, args=SimpleNamespace(binarize="dynamic"))
+    x, y = torch.full((40, 1, 2, 2), 127, dtype=torch.uint8), torch.arange(40) % 2
+    data = Data("grey", x, y, x, y, ["a", "b"])
+    evaluate.recognised_fitted_samples(lambda x: x, trained, data, seed=1)
+    pixels = torch.cat(seen)
+    assert len(seen) == 2 and set(pixels.unique().tolist()) == {0.0, 1.0}
+    assert 0.3 < pixels.mean() < 0.7
 
 
 def test_an_autoencoder_has_no_kl_no_samples_and_no_likelihood(tmp_path, out, capsys):
