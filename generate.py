@@ -498,7 +498,7 @@ def interpolate(source, args):
     if args.digits is not None:
         first = source.index_of("--digits", args.digits[0])
         last = source.index_of("--digits", args.digits[1])
-        name = f"interpolation_{file_name(source, first)}_{file_name(source, last)}"
+        name = f"interpolation_of_{file_name(source, first)}_{file_name(source, last)}"
     name += source.settings_in_name()
 
     if args.gif:

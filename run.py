@@ -353,6 +353,8 @@ def parse(parser, argv, overrides):
                 tell(f"{resume} has no checkpoint yet: starting from the beginning")
     args.file, args.script = parser.file, parser.script
     args.command = command_line(parser, argv)
+    if resume is not None and started:
+        args.command = command_of(resume)   # args.txt is written again
     if processes.rank() > 0:
         args.quiet = True
     return args
@@ -389,6 +391,12 @@ def was_only_started(folder):
     """Whether a folder is a run's that was stopped before its first checkpoint."""
     files = ("args.txt", "checkpoint.pt", "log.csv")
     return [os.path.exists(Path(folder, name)) for name in files] == [True, False, False]
+
+
+def command_of(folder):
+    """The command that started a run, from the first line of args.txt."""
+    text = Path(folder, "args.txt").read_text("utf-8", errors="surrogateescape")
+    return text.partition("\n")[0].removeprefix("# python ")
 
 
 def started_flags(parser, folder):

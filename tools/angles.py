@@ -90,6 +90,9 @@ def what_codes_tell(trained, data):
     n = min(FITTED, len(data.x_train))
     x, y = metrics.subset(data.x_train, n), metrics.subset(data.y_train, n)
     numbers = metrics.subset(data.v_train, n)
+    if getattr(trained.args, "binarize", "none") == "dynamic":   # drawn anew in every step
+        with metrics.seeded(SEED):
+            x = torch.bernoulli(x / 255).mul(255).byte()
     mu = codes(trained, x, told(trained, y, numbers))
     mu_test = codes(trained, data.x_test, told(trained, data.y_test, data.v_test))
 

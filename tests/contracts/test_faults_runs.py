@@ -175,8 +175,10 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(tmp_path, monkeypa
         vae.main(out=folder, **SMALL)
     assert "not a run of cvae.py" in refused(cvae, resume=folder)
     assert "--latent cannot be changed" in refused(vae, resume=folder, latent=4)
+    before = (folder / "args.txt").read_bytes()
     vae.main(resume=folder)
     assert "starting from the beginning" in capsys.readouterr().out
+    assert (folder / "args.txt").read_bytes() == before   # the command is that which began it
     assert len(read_log(folder)) == 2
 
 

@@ -1,6 +1,8 @@
 """Claim: a condition is a vector, of which the label, one-hot, is a special case; an angle is told
 as its cosine and sine. What the model is told is what the image was turned by.
 """
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torchvision.transforms.functional import rotate
 import cvae
 import run
 import vae
-from common import Condition, decode_numbers, encode_values
+from common import Condition, above_half, decode_numbers, encode_values
 from readers import load_data, turn
 from tools import angles
 
@@ -228,6 +230,7 @@ class Telling:
                        zip(torch.cat([data.x_train, data.x_test]) / 255,
                            torch.cat([data.v_train, data.v_test]), strict=True)}
         self.tells = tells
+        self.args = SimpleNamespace(binarize="none")
 
     def encode(self, x, c):
         mu = torch.stack([self.number[image.numpy().tobytes()] for image in x])
@@ -240,6 +243,26 @@ def test_what_codes_tell():
     nothing = angles.what_codes_tell(Telling(data, tells=False), data)
     assert told["angle_r2_100"] > 0.999 and abs(nothing["angle_r2_100"]) < 0.1
     assert nothing["mu_accuracy_100"] < 0.3
+
+
+def test_codes_are_of_images_as_the_model_saw_them():
+    data = load_data("digits", rotate=90, condition="angle", train_size=200, test_size=100)
+    data = data._replace(x_test=above_half(data.x_test))   # as --binarize makes the test images
+    seen = []
+
+    class Model:
+        args = SimpleNamespace(binarize="dynamic")
+        conditions = ()
+
+        def encode(self, x, c):
+            seen.append(x)
+            return x.mean((1, 2, 3))[:, None], None
+
+    angles.what_codes_tell(Model(), data)
+    train, test = seen
+    assert len(train) == 200 and set(train.unique().tolist()) == {0, 1}
+    assert abs(train.mean() - data.x_train.float().mean() / 255) < 0.01   # drawn, not rounded
+    assert torch.equal(test, data.x_test / 255)
 
 
 def test_the_tool_on_a_run(tmp_path, monkeypatch, capsys):

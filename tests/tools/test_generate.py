@@ -300,7 +300,7 @@ def test_interpolation_ends_at_the_images_and_their_codes(vae_run, cvae_run, tmp
 
     generate.main([str(cvae_run[0]), "--digits", "1", "8"], out=tmp_path / "digits")
     path, taken = capsys.readouterr().out.splitlines()
-    assert path == str(tmp_path / "digits" / "interpolation_1_8.png")
+    assert path == str(tmp_path / "digits" / "interpolation_of_1_8.png")
     assert grid(path, 4, 12).shape[0] == 4   # two ways with either label
     source, _ = load(cvae_run[0])
     mu, _ = source.posteriors
