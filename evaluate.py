@@ -7,7 +7,8 @@
 The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
 
     elbo     test_loss = test_recon + test_kl, the negative ELBO, and active latent units: what the
-             script's own evaluate() says. Where its loss is not the ELBO, a line says so
+             script's own evaluate() says. Where its loss is not the ELBO, a line says so. Of a
+             flow test_loss and test_bpd
     mse      mean squared error of reconstructions, PSNR, and sigma where it is one number
     class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
              images, too, takes for the class asked for; of a model without labels the counts of
@@ -24,8 +25,9 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
              1,000 images, that again, the marginal, which is at most -log p(y) higher, and how
              often argmax p(y|x), its classifier for free, is right. With Bernoulli pixels that are
              grey the name is grey_pixel_..., since that is the likelihood of nothing. Of a flow
-             nll_exact, without samples, the same as bpd_exact in bits per dimension and, of a
-             conditional one, label_worth: the mean of log p(x|y) - log p(x), in nats
+             nll_exact, without samples (exact for the continuous image; for the image of 256
+             levels a bound), the same as bpd_exact in bits per dimension and, of a conditional
+             one, label_worth: the mean of log p(x|y) - log p(x), in nats
 
 Distances and classes are those of the images as stored, even if the model saw them binarised.
 """
@@ -516,7 +518,7 @@ def exact_likelihoods(trained, data, args):
     parts = batches(data.x_test, data.y_test, 100, shuffle=False)
     for x, y in watched(parts, steps, f"{trained.name}: nll of each test image"):
         u = torch.rand(x.shape, generator=noise).to(x.device)
-        nll.append(metrics.nll_exact(trained, x, y, u))
+        nll.append(trained.nll_exact(x, y, u))
     nll = torch.cat(nll).mean().item()
     bpd = nll / (data.x_test[0].numel() * math.log(2))
     if trained.classes == 0:
@@ -555,24 +557,30 @@ def compare(runs, out):
     """Print the flags in which runs differ beside their last numbers; draw compare.png in `out`."""
     all_flags = [read_flags(run) for run in runs]
     logs = [read_whole_log(run) for run in runs]
-    columns = ("test_loss", "test_recon", "test_kl", "active")
+    are_flows = all("test_bpd" in log[-1] for log in logs)
+    columns = ("test_loss", "test_bpd")
+    if not are_flows:
+        columns = ("test_loss", "test_recon", "test_kl", "active")
     for run, log in zip(runs, logs, strict=True):
         if any(name not in log[-1] for name in columns):
-            fail(f"{run} has no {', '.join(columns)} in its log; compare runs of vae.py or cvae.py")
+            fail(f"{run} has no {', '.join(columns)} in its log; compare runs of vae.py and "
+                 "cvae.py with each other, or runs of flow.py")
 
     differ = flags_that_differ(all_flags)
     lines = [["run", *differ, "epochs done", *columns, "seconds"]]
     for run, run_flags, log in zip(runs, all_flags, logs, strict=True):
         last = log[-1]
         values = [run_flags.get(flag, "-") for flag in differ]
-        numbers = ["" if last[name] is None else f"{last[name]:.2f}" for name in columns]
+        digits = 3 if are_flows else 2   # for bits per dimension
+        numbers = ["" if last[name] is None else f"{last[name]:.{digits}f}" for name in columns]
         seconds = sum(row["seconds"] for row in log)
         lines.append([Path(run).name, *values, f"{last['epoch']:.0f}", *numbers, f"{seconds:.0f}"])
     print_aligned(lines, 1 + len(differ))
     if has_package("matplotlib", "compare.png"):
         usual = usual_values(all_flags, differ)
         names = names_in_figure(runs, all_flags, differ, usual)
-        save_comparison(Path(out, "compare.png"), names, usual, logs)
+        draw = draw_flow_panels if are_flows else draw_vae_panels
+        save_comparison(Path(out, "compare.png"), draw, names, usual, logs)
 
 
 def print_aligned(lines, n_texts):
@@ -677,36 +685,17 @@ def flag_in_words(flag, value):
     return f"no {flag}" if value == "-" else f"{flag} {value}"
 
 
-def save_comparison(path, names, usual, logs):
-    """Test losses by epoch, and rate against distortion after the last, a colour for each run.
+def save_comparison(path, draw, names, usual, logs):
+    """Test losses by epoch, a colour for each run. draw(figure, names, logs, colors) draws the
+    panels and returns the one whose dots or lines are named.
 
     usual: the flags that most runs have, for the title of the key.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     figure = Figure(figsize=(16, 5), layout="constrained")
-    panels = figure.subplots(1, 4)
     colors = colormaps["tab10" if len(logs) <= 10 else "tab20"].colors
-    titles = {"test_loss": "test loss = reconstruction + KL", "test_recon": "reconstruction, test",
-              "test_kl": "KL divergence, test"}
-    for axes, (column, title) in zip(panels[:3], titles.items(), strict=True):
-        axes.set_prop_cycle(color=colors)
-        axes.set(xlabel="epoch", ylabel="nats per image")
-        axes.set_title(title, fontsize="medium")
-        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-        lines = []
-        for log in logs:
-            values = [row[column] for row in log]
-            axes.plot([row["epoch"] for row in log], values)
-            lines.append(values)
-        show_second_half(axes, lines)
-    axes = panels[3]
-    axes.set_prop_cycle(color=colors)
-    for name, log in zip(names, logs, strict=True):
-        rate = log[-1]["test_kl"] or 0   # an autoencoder has none
-        axes.plot([rate], [log[-1]["test_recon"]], "o", label=in_figure(name))
-    axes.set(xlabel="KL divergence, nats per image", ylabel="reconstruction, nats per image")
-    axes.set_title("rate and distortion, last epoch", fontsize="medium")
+    axes = draw(figure, names, logs, colors)
     title = None
     if usual:
         most = [flag_in_words(flag, value) for flag, value in usual.items()]
@@ -717,6 +706,47 @@ def save_comparison(path, names, usual, logs):
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
     tell(f"{path}")
+
+
+def draw_vae_panels(figure, names, logs, colors):
+    """Loss, reconstruction, KL; and rate against distortion after the last epoch."""
+    *by_epoch, axes = figure.subplots(1, 4)
+    titles = {"test_loss": "test loss = reconstruction + KL", "test_recon": "reconstruction, test",
+              "test_kl": "KL divergence, test"}
+    for panel, (column, title) in zip(by_epoch, titles.items(), strict=True):
+        draw_by_epoch(panel, column, names, logs, colors)
+        panel.set_ylabel("nats per image")
+        panel.set_title(title, fontsize="medium")
+    axes.set_prop_cycle(color=colors)
+    for name, log in zip(names, logs, strict=True):
+        rate = log[-1]["test_kl"] or 0   # an autoencoder has none
+        axes.plot([rate], [log[-1]["test_recon"]], "o", label=in_figure(name))
+    axes.set(xlabel="KL divergence, nats per image", ylabel="reconstruction, nats per image")
+    axes.set_title("rate and distortion, last epoch", fontsize="medium")
+    return axes
+
+
+def draw_flow_panels(figure, names, logs, colors):
+    """The loss of flows in both units."""
+    titles = {"test_loss": "nats per image", "test_bpd": "bits per dimension"}
+    for panel, (column, unit) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        draw_by_epoch(panel, column, names, logs, colors)
+        panel.set_ylabel(unit)
+        panel.set_title("test loss", fontsize="medium")
+    return panel
+
+
+def draw_by_epoch(axes, column, names, logs, colors):
+    """A line for each run."""
+    axes.set_prop_cycle(color=colors)
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    lines = []
+    for name, log in zip(names, logs, strict=True):
+        values = [row[column] for row in log]
+        axes.plot([row["epoch"] for row in log], values, label=in_figure(name))
+        lines.append(values)
+    show_second_half(axes, lines)
 
 
 def in_figure(text):

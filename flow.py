@@ -1,6 +1,11 @@
 """RealNVP: a normalizing flow, with and without labels. It knows the exact density of an image.
 
-Dinh, Sohl-Dickstein & Bengio 2017, Density estimation using Real NVP (arXiv 1605.08803).
+Dinh, Sohl-Dickstein & Bengio 2017, Density estimation using Real NVP (arXiv 1605.08803):
+
+    z = f(x, y),   log p(x|y) = log N(z; 0, I) + log |det dz/dx|
+
+f is a chain of invertible layers, whose log-determinants add up. The determinant says by how much f
+stretches the space around x. Training raises log p(x|y); to sample, draw z and run f backwards.
 
     python flow.py                                 # MNIST, five epochs
     python flow.py --epochs 22                     # 1.215 bits per dimension, 72 minutes of one
@@ -23,15 +28,16 @@ from run import compiled, guarded, load_run_data, make_scheduler, number, parse,
 
 ALPHA = 0.05       # keeps logit(x) finite at black and white (section 4.1)
 MAX_LOG_SCALE = 2  # a coupling scales by exp(-2) to exp(2): larger steps could blow up in training
-MAX_GRADIENT = 50  # of its norm: one image in a place of low density must not undo the others' work
+MAX_GRADIENT = 50  # norm of the gradient: one very unlikely image must not undo the others' work
 
 
 # --------------------------------------------------------------------------------------- model
-# Every layer is invertible: forward(x, y) -> z, log |det dz/dx| (B,); inverse(z, y) -> x. The
-# labels y (B,) count in a conditional flow only.
+# Every layer is invertible, with an input x and an output z of its own: forward(x, y) -> z,
+# log |det dz/dx| (B,); inverse(z, y) -> x. Labels y (B,) matter in a conditional flow only.
 
 class Logit(nn.Module):
-    """Pixels in (0, 1) -> logit(alpha + (1 - 2 alpha) x), without bounds (section 4.1)."""
+    """Pixels in (0, 1) -> logit(alpha + (1 - 2 alpha) x), without bounds (section 4.1; with the
+    1 - alpha that the paper has, white would be at infinity)."""
 
     def forward(self, x, y):
         p = ALPHA + (1 - 2 * ALPHA) * x
@@ -76,11 +82,12 @@ class Squeeze(nn.Module):
 
 
 class Coupling(nn.Module):
-    """Affine coupling (section 3.2): where the mask is 1 numbers stay, and a network that sees only
-    those says how the others are scaled and shifted:
+    """Affine coupling (sections 3.2 to 3.4): where the mask is 1 numbers stay, and a network that
+    sees only those says how the others are scaled and shifted:
 
         z = b x + (1 - b) (x exp(s(b x)) + t(b x)),   log |det dz/dx| = sum of (1 - b) s(b x)
 
+    The Jacobian is triangular, so its determinant is the product of its diagonal, exp(s) or 1.
     mask: b, ones and zeros by channel, (C,). The network is never inverted, so it can be anything.
     """
 
@@ -105,8 +112,10 @@ class Coupling(nn.Module):
 
 
 class Network(nn.Module):
-    """A small residual network, (B, C, H, W) -> (B, 2C, H, W). It begins as zero, and thereby the
-    coupling as the identity. Batch normalisation, as in the paper, lets it learn faster."""
+    """A small residual network, (B, C, H, W) -> (B, 2C, H, W). Its last layer starts at zero, so
+    the coupling starts as the identity. Batch normalisation, as in the paper, lets it learn faster.
+    (In training its statistics are those of the batch: only in evaluation is the density that of
+    one image.)"""
 
     def __init__(self, channels, classes, args):
         super().__init__()
@@ -141,7 +150,7 @@ class Block(nn.Module):
 
 class ConditionalNorm(nn.BatchNorm2d):
     """Batch normalisation, followed by a gain and a bias for each class (Dumoulin et al. 2017,
-    arXiv 1610.07629); with no classes it does not look at y."""
+    arXiv 1610.07629, for instance normalisation); with no classes it does not look at y."""
 
     def __init__(self, width, classes):
         super().__init__(width)
@@ -154,13 +163,15 @@ class ConditionalNorm(nn.BatchNorm2d):
         h = super().forward(x)
         if self.label is None:
             return h
-        gain, bias = self.label(y)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
-        return (1 + gain) * h + bias
+        gain, bias = self.label(y).to(h.dtype).chunk(2, dim=1)          # (B, width) each
+        return (1 + gain[:, :, None, None]) * h + bias[:, :, None, None]
 
 
 def make_couplings(channels, classes, args):
-    """Couplings in pairs with opposite masks, so that every number is changed in each pair; pair by
-    pair the mask is a checkerboard of pixels, which are squeezed, or half of the channels."""
+    """Couplings in pairs with opposite masks, so that each pair changes every number. Pairs take
+    turns: a checkerboard of the pixels before the squeeze, or half of the channels. (The paper has
+    its checkerboards before the squeeze, where a convolution costs four times as much.)"""
+    # The four channels of a square: upper left, upper right, lower left, lower right.
     checkerboard = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(channels // 4)
     half = torch.cat([torch.ones(channels // 2), torch.zeros(channels // 2)])
     couplings = nn.ModuleList()
@@ -173,10 +184,10 @@ def make_couplings(channels, classes, args):
 
 
 class Flow(nn.Module):
-    """x (B, C, H, W) in (0, 1) <-> z (B, latent), which is N(0, I) after training.
+    """x (B, C, H, W) in (0, 1) <-> z (B, latent), which is about N(0, I) after training.
 
-    shape: (C, H, W) of the images. Half of the numbers are done after the couplings at H/2 x W/2;
-    the others go on to those at H/4 x W/4 (section 3.6).
+    shape: (C, H, W) of the images. Half of the numbers are factored out after the couplings at
+    H/2 x W/2; the others go on to those at H/4 x W/4 (section 3.6).
     """
 
     def __init__(self, shape, classes, args):
@@ -211,7 +222,7 @@ class Flow(nn.Module):
         return torch.cat([done.flatten(1), x.flatten(1)], dim=1), log_det
 
     def inverse(self, z, y):
-        """z (B, latent), y (B,) -> x (B, C, H, W), what forward makes z of."""
+        """z (B, latent), y (B,) -> the x (B, C, H, W) that forward maps to z."""
         done, x = z.chunk(2, dim=1)
         done = done.unflatten(1, self.half_shape)
         channels, height, width = self.half_shape
@@ -224,14 +235,14 @@ class Flow(nn.Module):
         return x
 
     def log_prob(self, x, y):
-        """log p(x|y) of continuous images, in nats, (B,): equation 3."""
+        """log p(x|y) of continuous images, in nats, (B,): arXiv 1605.08803, equation 3."""
         z, log_det = self(x, y)
         log_p_z = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)    # of N(0, I)
         return log_p_z + log_det
 
     def picture(self, z, y):
         """z (B, latent), y (B,) -> images (B, C, H, W) in [0, 1]."""
-        return self.inverse(z, y).clamp(0, 1)
+        return self.inverse(z, y).clamp(0, 1)       # the inverse of Logit may end just outside
 
 
 def build(shape, classes, args):
@@ -250,10 +261,12 @@ def dequantize(x, u):
 
 
 def loss_terms(model, x, y, u):
-    """Minus the log-probability of images with 256 levels, at most, in nats per image, (B,).
+    """An upper bound, on average over u, of -log P(x) of images with 256 levels, in nats per image,
+    (B,).
 
-    u (B, C, H, W): noise in [0, 1). A level is an interval of 1/256: P(x) = E[p(x + u)] / 256^D,
-    of whose logarithm the mean of log p(x + u) - D log 256 is a lower bound (Theis et al. 2016,
+    u (B, C, H, W): noise in [0, 1). A level is an interval of 1/256, so P(x|y) is the mean over u
+    of p(dequantize(x, u) | y) / 256^D, with D numbers in an image. The logarithm of a mean is at
+    least the mean of the logarithms, log p(dequantize(x, u) | y) - D log 256 (Theis et al. 2016,
     arXiv 1511.01844, section 3.1).
     """
     log_p = model.log_prob(dequantize(x, u), y)
@@ -274,7 +287,7 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
     model.train()
     for x, y in progress(batches(data.x_train, data.y_train, args.batch_size, shuffle=True)):
         u = torch.rand_like(x)
-        mine = own_rows()                   # of several processes
+        mine = own_rows()   # all of them, unless torchrun has started several processes
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
             loss = loss_fn(model, x[mine], y[mine], u[mine])
         optimizer.zero_grad()
@@ -296,10 +309,10 @@ def refresh_norms(model, data):
     noise = torch.Generator().manual_seed(0)
     index = torch.randperm(len(data.x_train), generator=noise)[:2000].to(data.x_train.device)
     model.train()
-    for part in index.split(50):
+    for part in index.split(50):            # 40 batches; a running mean remembers about ten
         x, y = data.x_train[part] / 255, data.y_train[part]
         u = torch.rand(x.shape, generator=noise).to(x.device)
-        model(dequantize(x, u), y)
+        model(dequantize(x, u), y)          # in training mode it updates the running means
 
 
 # ------------------------------------------------------------------------------------ evaluate
@@ -322,8 +335,8 @@ def evaluate(model, data, epoch, args):
 
 @torch.no_grad()
 def save_figures(model, data, run):
-    """Samples at two temperatures (a class per row, if conditional), the way between test images,
-    curves."""
+    """Samples at two temperatures (a class per row, if conditional), interpolations between test
+    images, curves."""
     model.eval()
     z = fixed_z(64, model.latent, data.x_test.device)            # the same in every epoch
     y = torch.zeros(64, dtype=torch.long, device=z.device)
@@ -332,7 +345,8 @@ def save_figures(model, data, run):
         names = data.classes[:20]                                # what fits on a page: a row each
         z = z[:8].repeat(len(names), 1)
         y = torch.arange(len(names), device=z.device).repeat_interleave(8)
-    # A smaller standard deviation of z is nearer to the mode (Kingma & Dhariwal 2018, section 6).
+    # With a smaller standard deviation z is nearer to its mode: cleaner samples, less varied ones
+    # (Kingma & Dhariwal 2018, arXiv 1807.03039, section 6).
     save_grid(run.figure("sample"), model.picture(z, y), 8, names, title="temperature 1")
     save_grid(run.figure("sample_t0.7"), model.picture(0.7 * z, y), 8, names,
               title="temperature 0.7")
@@ -345,7 +359,7 @@ def save_figures(model, data, run):
 
 
 def save_interpolation(model, data, run):
-    """From one test image to another, four times; both ends come back as they were."""
+    """From one test image to another, four times; both ends are the images themselves."""
     x, y = fixed_images(data, 8)
     rows = []
     for i in range(0, 8, 2):
@@ -364,7 +378,7 @@ def flags():
     group = parser.add_argument_group("model")
     group.add_argument("--conditional", action="store_true", help="tell every network the label")
     group.add_argument("--couplings", type=number(int, 1, below=1001), default=8, metavar="N",
-                       help="affine couplings at each of two scales")
+                       help="affine couplings at each of two scales, an even number")
     group.add_argument("--hidden", type=number(int, 1), default=32, metavar="N",
                        help="channels of the convolutions")
     group.add_argument("--blocks", type=number(int, 0, below=1001), default=1, metavar="N",
@@ -377,7 +391,10 @@ def flags():
 
 
 def check_data(args, data):
-    """What the couplings need of the data."""
+    """End the program unless the couplings can work on these images, with the labels they need."""
+    if args.couplings % 2 == 1:
+        fail(f"--couplings {args.couplings}: couplings come in pairs, so that every number is "
+             f"changed; use {args.couplings + 1}")
     height, width = data.x_train.shape[2:]
     if (height, width) not in ((28, 28), (32, 32)):
         fail(f"flow.py takes images of 28x28 or 32x32, not {height}x{width}; use --image-size 32")

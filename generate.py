@@ -5,6 +5,7 @@
     python generate.py results/cvae-MNIST --sweep angle          # of a run with --rotate
     python generate.py results/vae-MNIST --interpolate 0 7       # between two test images
     python generate.py results/models/cvae-mnist.pt --classes    # a model that needs no data
+    python generate.py results/flow-MNIST --temperature 0.7      # cleaner samples, less varied
     python generate.py results/cvae-MNIST --explore              # a page to move around in
 
 Sample i has a seed of its own: it is the same in a grid of 8 and of 800.
@@ -1045,6 +1046,9 @@ def requested(args):
 def check_model(source, args, kind):
     """End the program if this model cannot draw what the flags ask for."""
     model = source.model
+    if model.is_flow and kind == "digits":
+        fail("--digits looks for typical codes, which a flow does not have; name two test images "
+             "instead, as in --interpolate 0 7")
     if model.is_flow and kind not in OF_A_FLOW:
         fail(f"--{kind} needs a code of a few numbers, and that of {source.script} has "
              f"{source.latent}, as many as an image; try --interpolate 0 7")

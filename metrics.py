@@ -507,21 +507,10 @@ def class_log_likelihoods(model, x, samples=500, noise=None):
 
 
 @torch.no_grad()
-def nll_exact(model, x, y, u):
-    """-log p(x|y) of a flow in nats per image, (B,), of images x (B, C, H, W) with 256 levels.
-
-    u (B, C, H, W): noise in [0, 1) that makes levels continuous. Exact for the continuous images;
-    for those with levels too high on average, by what the density varies within a level (Theis et
-    al. 2016, arXiv 1511.01844, section 3.1). model: a run.Trained.
-    """
-    log_p = model.model.log_prob((255 * x + u) / 256, y)
-    return x[0].numel() * math.log(256) - log_p
-
-
 def exact_class_log_likelihoods(model, x, u):
-    """log p(x|y) of every class y, (B, classes), with nll_exact and the same noise for each."""
+    """log p(x|y) of every class y, (B, classes), with the same noise for each."""
     columns = []
     for label in range(model.classes):
         y = torch.full((len(x),), label, device=x.device)
-        columns.append(-nll_exact(model, x, y, u))
+        columns.append(-model.nll_exact(x, y, u))
     return torch.stack(columns, 1)

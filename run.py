@@ -526,7 +526,7 @@ def check_split(checkpoint, dataset):
 
 def slowdown_in_bfloat16(device):
     """How many times as long a matrix product takes in bfloat16 as in float32: 1/4, say, or, on
-    processors without instructions for it, 40. It takes some 50 ms to find out."""
+    processors without instructions for it, 40. It takes 50 to 150 ms to find out."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype, device=device)
@@ -1491,8 +1491,9 @@ class Trained:
     the further conditions, if the model is told any, have the values in `values`.
     """
 
-    def __init__(self, model, name, args, conditions=()):
+    def __init__(self, model, name, args, conditions=(), module=None):
         self.model, self.name, self.args = model, name, args
+        self.module = module   # of its script
         self.conditions = conditions if told(model) > 0 else ()
         self.values = typical_values(self.conditions)
         self.latent = getattr(model, "latent", getattr(args, "latent", None))   # numbers in a code
@@ -1519,15 +1520,33 @@ class Trained:
         return decode(self.model, z, self.told(c))
 
     def images(self, z, c):
-        """z (B, latent) -> images (B, C, H, W): the mean of p(x|z,c), or a GAN's."""
+        """z (B, latent) -> images (B, C, H, W): the mean of p(x|z,c), or what a GAN or a flow makes
+        of z."""
         if self.has_likelihood:
             return self.decode(z, c).mean
         return self.model.picture(z, c)
 
     def exact_codes(self, x, y):
-        """x (B, C, H, W), y (B,) -> z (B, latent), of which a flow makes x again."""
-        z, _ = self.model((255 * x + 0.5) / 256, y)   # in the middle of each level
+        """x (B, C, H, W), y (B,) -> z (B, latent), from which a flow restores x."""
+        z, _ = self.model(self.of_script("dequantize")(x, 0.5), y)   # the middle of each level
         return z
+
+    def nll_exact(self, x, y, u):
+        """-log p(x|y) of a flow in nats per image, (B,), of images x (B, C, H, W): its loss.
+
+        u (B, C, H, W): noise in [0, 1) that makes the 256 levels continuous. Exact for the
+        continuous images; for those with levels an upper bound, on average over u (Theis et al.
+        2016, arXiv 1511.01844, section 3.1).
+        """
+        return self.of_script("loss_terms")(self.model, x, y, u)
+
+    def of_script(self, name):
+        """A function of the script; ends the program if a copy has no longer got it."""
+        function = getattr(self.module, name, None)
+        if function is None:
+            script = Path(self.module.__file__).name
+            fail(f"{script} has no function {name}, as flow.py has; put it back")
+        return function
 
     def prior(self):
         """p(z) of a model that has its own, as a distribution; None: standard normal."""
@@ -1551,7 +1570,7 @@ def load_models(path, device="cpu"):
             continue
         model = rebuilt(path, module, checkpoint, part, 0 if prefix else n_c)
         model.to(device).eval().requires_grad_(False)
-        models[prefix] = Trained(model, model_name(model), args, conditions)
+        models[prefix] = Trained(model, model_name(model), args, conditions, module)
     if "" not in models:
         fail(f"{path} holds no model; a script passes it to Run as model=, cvae= or ema=")
     return checkpoint, module, models

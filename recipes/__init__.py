@@ -7,6 +7,7 @@ ORIGINALS = {
     "vq_vae": "vae",
     "laplace": "vae",
     "denoising": "vae",
+    "shortcuts": "vae",
     "semi_supervised": "cvae",
     "hinge_sn": "gan",
 }

@@ -5,7 +5,7 @@ memory layout, with default Adam, and with loss.item() in every step. Each loop 
 its own, in turn; the medians of the rounds are printed. On a busy machine ratios hold, single times
 do not.
 
-    python -m tools.benchmark --quick        # one round on few images, in a minute
+    python -m tools.benchmark --quick        # one round on few images: a minute or two
     python -m tools.benchmark                # the MLP of vae.py, 784-400-20; seconds to 105.6 nats
     python -m tools.benchmark --model conv   # vae.py --arch conv
     python -m tools.benchmark --model gan    # gan.py --loss wgan-gp
@@ -17,6 +17,7 @@ import copy
 import csv
 import io
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,16 @@ import gan
 import vae
 from common import Data, Means, fail, tell, watched, write_whole
 from readers import load_data
-from run import Parser, make_scheduler, number, parse, path_text, pick_device, set_defaults
+from run import (
+    Parser,
+    make_scheduler,
+    number,
+    parse,
+    path_text,
+    pick_device,
+    set_defaults,
+    slowdown_in_bfloat16,
+)
 from tools.mean_start import start_at_mean
 from tools.memory import own_memory
 
@@ -41,12 +51,13 @@ LOOPS = {
     "vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours to 105.6",
             "ours --amp to 105.6"),
     "conv": ("usual", *OURS, "matrix products"),
-    "gan": ("usual", "ours", "ours --amp", "matrix products"),   # wgan-gp cannot be compiled
-    "flow": ("usual", "ours", "ours --amp", "matrix products"),
+    "gan": ("usual", "ours", "ours --amp", "matrix products"),   # no --compile: a gradient's own
+    "flow": ("usual", *OURS, "matrix products"),                 # gradient cannot be compiled
 }
 # Images of a training epoch that is timed.
 IMAGES = {"vae": 60_000, "conv": 6400, "gan": 1600, "flow": 1280}
 QUICK_IMAGES = {"vae": 10_000, "conv": 1280, "gan": 320, "flow": 320}
+HOPELESS = 4     # so many times slower in bfloat16, the loops of --amp would take most of the time
 TARGET = 105.6   # nats, where pytorch/examples ends after ten epochs
 TO_TARGET = {"epochs": 3, "lr": 8e-3, "lr_schedule": "onecycle"}   # chosen on held-out images
 
@@ -60,9 +71,9 @@ def flags():
                         help="folder of MNIST")
     parser.add_argument("--train-size", type=number(int, 128), metavar="N",
                         help="use the first N training images")
-    parser.add_argument("--rounds", type=number(int, 1), default=3, metavar="N",
-                        help="how often each loop is timed")
-    parser.add_argument("--quick", action="store_true", help="one round on a sixth of the images")
+    parser.add_argument("--rounds", type=number(int, 1), metavar="N",
+                        help="how often each loop is timed (default: 3, with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="one round on few images")
     parser.add_argument("--csv", type=path_text, metavar="FILE", help="write the table there, too")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto")
     parser.add_argument("--loop", help="time this loop once, in this process, and print JSON")
@@ -91,7 +102,7 @@ def settings_of_script(args):
 
 def no_test():
     """Stands in for the test where there is none."""
-    return 0.0
+    return math.nan
 
 
 def usual_loaders(args, batch_size, *more_transforms):
@@ -344,7 +355,7 @@ def time_loop(args):
 def peak_memory(args):
     """Peak memory in MB, of a GPU or of this process."""
     if args.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated(args.device) / 2**20
     return own_memory("VmHWM")   # getrusage begins with the peak of what has started this
 
 
@@ -359,8 +370,8 @@ def seconds_of(epoch, args):
 
 def synchronize(args):
     """Wait for a GPU, which works on while Python is already further."""
-    if args.device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if args.device != "cpu":
+        torch.accelerator.synchronize(torch.device(args.device))
 
 
 def time_to_target(args):
@@ -394,7 +405,8 @@ def time_in_process(loop, args):
         command.append(f"--train-size={args.train_size}")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        fail(f"{loop}: {done.stderr}", status=1)
+        said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        fail(f"{loop}: {said[-1].removeprefix('error: ')}", status=1)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -428,9 +440,10 @@ def show(table, args):
         if is_race(loop):
             continue
         train, test = result["train"], result["test"]
+        loss = "" if math.isnan(result["test_loss"]) else f"{result['test_loss']:.1f}"
         print(f"| {loop} | {train:.2f} | {test:.2f} | {args.train_size / train:,.0f} "
               f"| {(train + test) / usual:.2f} | {train / products:.2f} "
-              f"| {result['MB']:,.0f} | {result['test_loss']:.1f} |")
+              f"| {result['MB']:,.0f} | {loss} |")
     for loop, result in table.items():
         if not is_race(loop):
             continue
@@ -466,8 +479,10 @@ def main(argv=(), **overrides):
     --loop the result of that loop."""
     args = parse(flags(), argv, overrides)
     loops = LOOPS[args.model]
-    if args.quick:
-        args.rounds, args.train_size = 1, args.train_size or QUICK_IMAGES[args.model]
+    if args.rounds is None:
+        args.rounds = 1 if args.quick else 3
+    if args.quick and args.train_size is None:
+        args.train_size = QUICK_IMAGES[args.model]
     if args.train_size is not None:   # no race is won on fewer images
         loops = [loop for loop in loops if not is_race(loop)]
     else:
@@ -482,12 +497,22 @@ def main(argv=(), **overrides):
         return result
 
     load_data("MNIST", args.data, train_size=args.train_size)   # or one line says why not
+    if args.device == "cpu":
+        slowdown = slowdown_in_bfloat16(torch.device("cpu"))
+        if slowdown > HOPELESS:
+            loops = [loop for loop in loops if "--amp" not in loop]
+            tell("without the loops of --amp: on this processor a product takes "
+                 f"{slowdown:.0f} times as long in bfloat16 as in float32")
     results = {loop: [] for loop in loops}
     turns = [*loops] * args.rounds
-    message = f"timing {len(loops)} loops in turn, {args.rounds} times, in processes of their own"
-    for loop in watched(turns, len(turns), message):
-        results[loop].append(time_in_process(loop, args))
-        tell(describe(loop, results[loop][-1]))
+    message = f"timing {len(turns)} loops, each in a process of its own"
+    try:
+        for loop in watched(turns, len(turns), message):
+            results[loop].append(time_in_process(loop, args))
+            tell(describe(loop, results[loop][-1]))
+    except KeyboardInterrupt:
+        tell("stopped: there is no table, but the loops above were timed")
+        raise SystemExit(130) from None
     table = {loop: medians(rounds) for loop, rounds in results.items()}
     show(table, args)
     if args.csv is not None:

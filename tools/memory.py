@@ -44,7 +44,8 @@ def peak(arguments):
     if process.returncode != 0:
         print(f"error: python {' '.join(arguments)} failed, see above", file=sys.stderr)
         raise SystemExit(1)
-    return usage.ru_maxrss / 1024   # of which Linux counts kilobytes
+    unit = 1 if sys.platform == "darwin" else 1024   # what macOS and Linux count in
+    return usage.ru_maxrss * unit / 2**20
 
 
 def main(argv):

@@ -26,10 +26,11 @@ install() {
 cpu_wheels() {   # about 200 MB instead of 5 GB; gives up at once where the index cannot be reached
     UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 PIP_DEFAULT_TIMEOUT=5 PIP_RETRIES=0 \
         install --index-url https://download.pytorch.org/whl/cpu \
-        $(grep -oE '^(torch|torchvision)[>=][^ ]*' requirements.txt) 2>/dev/null && fits
+        $(grep -oE '^(torch|torchvision)[>=][^ ]*' requirements.txt) && fits
 }
 
 if ! cmp -s requirements.txt "$stamp"; then
+    trap 'echo "set-up: stopped; the same command starts it again" >&2; exit 130' INT
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "set-up: Python 3.10 or newer is needed; name it with PYTHON=python3.12 bash ..." >&2
         exit 1
@@ -50,4 +51,5 @@ if ! cmp -s requirements.txt "$stamp"; then
         exit 1
     }
     cp requirements.txt "$stamp.part" && mv "$stamp.part" "$stamp" || exit 1
+    trap - INT
 fi

@@ -69,6 +69,7 @@ BAD_FLAGS = [
     ("gan", "--critic-steps 5 --iterations 4", ["--critic-steps 5", "--iterations 4"]),
     ("gan flow", "--dataset digits --image-size 64", ["64x64", "--image-size 32"]),
     ("flow", "--couplings 0", ["--couplings", "at least 1"]),
+    ("flow", "--couplings 5 --dataset digits", ["--couplings 5", "in pairs", "use 6"]),
     ("gan", "--dataset digits --test-size 1", ["two test images", "--eval-every 0"]),
     ("gan", "--dataset digits --fid-features /no/such.pth", ["--fid-features /no/such.pth",
                                                              "classifier"]),

@@ -120,8 +120,8 @@ def test_a_trained_density_integrates_to_one():
     assert density.sum() * 0.1 ** 2 == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-def test_masks_of_neighbours_cover_all_pixels(n):
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_masks_of_a_pair_cover_all_pixels(n):
     """What one coupling of a pair leaves the other changes, and each sees half of the numbers."""
     model = flow.build(COLOUR, 0, flow_args(f"--couplings={n}"))
     for layers in (model.fine, model.coarse):
@@ -129,7 +129,7 @@ def test_masks_of_neighbours_cover_all_pixels(n):
         assert len(masks) == n
         for mask in masks:
             assert mask.mean() == 0.5
-        for first, second in zip(masks[0::2], masks[1::2], strict=False):
+        for first, second in zip(masks[0::2], masks[1::2], strict=True):
             assert (first + second == 1).all()
 
 

@@ -28,13 +28,14 @@ from recipes import (
     iwae,
     laplace,
     semi_supervised,
+    shortcuts,
     vamp_prior,
     vq_vae,
 )
 
 # Lines of a recipe that its original does not have: no more than these.
 LIMITS = {"iwae": 30, "vamp_prior": 40, "vq_vae": 50, "laplace": 4, "semi_supervised": 60,
-          "hinge_sn": 20, "denoising": 10}
+          "hinge_sn": 20, "denoising": 10, "shortcuts": 12}
 
 DIGITS = ["--dataset=digits", "--train-size=100", "--test-size=40", "--quiet", "--device=cpu"]
 SMALL = [*DIGITS, "--hidden=8", "--latent=2", "--lr-schedule=constant", "--epochs=1"]
@@ -47,6 +48,7 @@ FLAGS = {
     "hinge_sn": [*DIGITS, "--width=4", "--latent=2", "--batch-size=8", "--iterations=2",
                  "--eval-every=1"],
     "denoising": [*SMALL, "--beta=0"],
+    "shortcuts": SMALL,
 }
 every_recipe = pytest.mark.parametrize("name", ORIGINALS)
 
@@ -162,7 +164,7 @@ def test_a_recipe_is_drawn_or_a_line_says_why_not(name, runs, tmp_path, capsys):
         except SystemExit as stop:
             refused.append(argv[0])
             assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1
-    expected = {"vq_vae": ["--explore"],
+    expected = {"vq_vae": ["--explore"], "shortcuts": ["--explore"],
                 "hinge_sn": ["--classes", "--traverse", "--reconstruct", "--explore"]}
     assert refused == expected.get(name, [])
 
@@ -375,6 +377,32 @@ def test_the_noise_of_evaluation_is_always_the_same_and_its_own():
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(3))
     assert denoising.evaluate(model, data, 1, model.args) == row
+
+
+# ------------------------------------------------------------------------------------ shortcuts
+
+@pytest.mark.parametrize("flags", [[], ["--sigma=pixel"]])
+@torch.no_grad()
+def test_at_first_the_shortcuts_alone_give_back_what_the_codes_can_hold(flags):
+    """Without the networks, as many codes as pixels hold the whole image; fewer codes hold the part
+    of its log-odds in their subspace: projecting twice changes nothing more."""
+    for latent in (36, 5):
+        model = made(shortcuts, "--likelihood=gaussian", f"--latent={latent}", *flags)
+        for layer in (model.encoder[-1], model.decoder[-2]):
+            for parameter in layer.parameters():
+                parameter.zero_()
+        for layer in (model.down, model.up):
+            layer.bias.zero_()
+        if flags:
+            model.up.weight[36:] = 0   # of sigma
+        x = images()
+        once = model.decode(model.encode(x)[0]).mean
+        if latent == 36:
+            assert torch.allclose(once, 0.01 + 0.98 * x, atol=1e-5)
+        else:
+            mu = model.down(torch.logit(once).flatten(1))
+            assert torch.allclose(mu, model.encode(x)[0], atol=1e-5)
+            assert torch.allclose(model.decode(mu).mean, once, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- semi_supervised

@@ -46,6 +46,7 @@ def test_one_round(mnist_of_digits, capsys, monkeypatch, tmp_path):
     loops = ("usual", "ours", "matrix products")
     monkeypatch.setitem(benchmark.LOOPS, "vae", loops)
     monkeypatch.setitem(benchmark.QUICK_IMAGES, "vae", 1000)
+    monkeypatch.setattr(benchmark, "slowdown_in_bfloat16", lambda device: 0.5)
     table = benchmark.main(quick=True, data=mnist_of_digits, device="cpu", csv=tmp_path / "a.csv")
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].strip() for line in said[1:4]] == [*loops]   # as it goes on
@@ -101,17 +102,27 @@ def test_rounds_take_turns_and_their_medians_count(mnist_of_digits, monkeypatch)
         return SimpleNamespace(returncode=0, stdout=json.dumps(result), stderr="")
 
     monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(benchmark, "slowdown_in_bfloat16", lambda device: 0.5)
     table = benchmark.main(model="gan", train_size=128, data=mnist_of_digits, device="cpu")
     assert asked == 3 * [*loops]
     assert all(result["train"] == 2 for result in table.values())
 
 
+def test_loops_that_would_take_all_the_time_are_left_out(mnist_of_digits, monkeypatch, capsys):
+    result = {"train": 1, "test": 0, "MB": 1, "test_loss": 0}
+    monkeypatch.setattr(benchmark, "time_in_process", lambda loop, args: result)
+    monkeypatch.setattr(benchmark, "slowdown_in_bfloat16", lambda device: 40.0)
+    table = benchmark.main(model="gan", quick=True, data=mnist_of_digits, device="cpu")
+    assert list(table) == ["usual", "ours", "matrix products"]
+    assert "takes 40 times as long in bfloat16" in capsys.readouterr().out
+
+
 def test_a_loop_that_fails_ends_the_benchmark(monkeypatch, capsys, flags):
-    failed = SimpleNamespace(returncode=1, stderr="out of memory")
+    failed = SimpleNamespace(returncode=1, stderr="Traceback\n  a line\nerror: out of memory\n")
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SystemExit) as stop:
         benchmark.time_in_process("usual", flags(None))
-    assert stop.value.code == 1 and "usual: out of memory" in capsys.readouterr().err
+    assert stop.value.code == 1 and "error: usual: out of memory" in capsys.readouterr().err
 
 
 def test_the_clock_stops_at_the_target(monkeypatch, flags):

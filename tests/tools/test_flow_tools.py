@@ -1,5 +1,6 @@
 """generate.py and evaluate.py with a flow: exact codes and exact likelihoods, no encoder."""
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 import evaluate
 import flow
 import generate
-from run import load_models
+import vae
+from run import load_models, read_log
 from tools import pack
 
 
@@ -25,7 +27,7 @@ def flow_run(tmp_path_factory):
 
 @pytest.fixture
 def model(flow_run):
-    """Its model, with weights as after a long training: the label counts."""
+    """Its model, with random weights everywhere, so that every layer acts and the label counts."""
     _, _, models = load_models(flow_run)
     torch.manual_seed(0)
     for parameter in models[""].model.parameters():
@@ -60,7 +62,7 @@ def test_a_way_between_images_begins_and_ends_with_them(model, flow_run):
     x = torch.randint(0, 256, (2, 1, 28, 28)) / 255
     for y in (torch.tensor([3, 3]), torch.tensor([5, 5])):
         z = model.exact_codes(x, y)
-        torch.testing.assert_close(model.images(z, y), x, rtol=0, atol=1 / 255)
+        assert torch.equal((255 * model.images(z, y)).round(), (255 * x).round())
     other = model.exact_codes(x, torch.tensor([3, 3]))
     assert not torch.allclose(z, other)
 
@@ -117,6 +119,35 @@ def test_exact_likelihoods(model, flow_run, capsys):
     worth = marginal - found["nll_given_y_exact_40"]
     assert found["label_worth_exact_40"] == pytest.approx(worth, abs=1e-3)
     assert worth <= -shares.log()[y].mean().item() + 1e-3     # at most -log p(y)
+
+
+def test_a_copy_is_measured_by_its_own_loss(flow_run, capsys):
+    """One copy has a loss that is a nat higher, another has lost its dequantize()."""
+    args = evaluate.flags().parse_args([str(flow_run), "--metrics=nll"])
+    checkpoint, module, models = load_models(flow_run)
+    found = evaluate.measure(checkpoint, module, models, args)
+
+    def higher(*arguments):
+        return 1 + flow.loss_terms(*arguments)
+
+    models[""].module = SimpleNamespace(__file__="my_flow.py", loss_terms=higher)
+    other = evaluate.measure(checkpoint, module, models, args)
+    assert other["nll_given_y_exact"] == pytest.approx(found["nll_given_y_exact"] + 1, abs=1e-3)
+    with pytest.raises(SystemExit):
+        models[""].exact_codes(torch.rand(1, 1, 28, 28), torch.tensor([0]))
+    assert "my_flow.py has no function dequantize" in capsys.readouterr().err
+
+
+def test_runs_of_flow_are_compared_by_their_bits(flow_run, tmp_path, refused, capsys):
+    flow.main(dataset="digits", couplings=2, hidden=8, train_size=70, test_size=20, epochs=1,
+              lr_schedule="constant", quiet=True, device="cpu", out=tmp_path / "wide")
+    evaluate.main([flow_run, tmp_path / "wide"], out=tmp_path)
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert "test_bpd" in header and "test_kl" not in header
+    assert f"{read_log(flow_run)[-1]['test_bpd']:.3f}" in first
+    assert (tmp_path / "compare.png").stat().st_size > 0
+    vae.main(dataset="digits", hidden=4, epochs=1, quiet=True, device="cpu", out=tmp_path / "vae")
+    assert "or runs of flow.py" in refused(evaluate, [flow_run, tmp_path / "vae"])
 
 
 def test_evaluate_has_all_but_reconstructions(flow_run, capsys):
