@@ -188,8 +188,9 @@ def test_what_needs_labels_says_so(npz, refused):
                x_test=np.zeros((7, 32, 32), np.uint8), y_test=None)
     line = refused(cvae, dataset=file)
     assert f"{file} has no labels" in line and "vae.py" in line
-    line = refused(gan, dataset=file, conditional=True)
-    assert "--conditional needs labels" in line and "remove it" in line
+    for script in (gan, flow):
+        line = refused(script, dataset=file, conditional=True)
+        assert "--conditional needs labels" in line and "remove it" in line
 
 
 # ---------------------------------------------------------------------------------------- pickles

@@ -82,6 +82,18 @@ def test_log_determinants_are_those_of_autograd(argv):
     assert log_det.abs() > 1
 
 
+@torch.no_grad()
+def test_amp_changes_the_loss_by_little():
+    """The networks compute in bfloat16; scales, sums and the density stay in float32."""
+    model = trained(COLOUR)
+    x, y = images(COLOUR)
+    log_p = model.log_prob(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        other = model.log_prob(x, y)
+    assert other.dtype == torch.float32 and not torch.equal(other, log_p)
+    assert ((other - log_p) / x[0].numel()).abs().max() < 0.01   # nats per number
+
+
 def test_a_trained_density_integrates_to_one():
     """Two dimensions, as one pixel with two channels: six couplings learn a ring."""
     torch.manual_seed(0)

@@ -39,6 +39,18 @@ def pixels(path):
     return np.array(Image.open(path))
 
 
+def test_colour_of_32x32_from_a_file(npz, tmp_path, capsys):
+    """Trained, drawn and measured; a flow takes no other sizes than 28x28 and 32x32."""
+    x = np.random.default_rng(0).integers(0, 256, (27, 32, 32, 3), np.uint8)
+    flow.main(dataset=npz(x_train=x[:20], x_test=x[20:]), conditional=True, couplings=2, hidden=4,
+              epochs=1, lr_schedule="constant", quiet=True, device="cpu", out=tmp_path / "run")
+    generate.main([tmp_path / "run", "--interpolate", 0, 3, "--steps=2"], out=tmp_path)
+    row = pixels(tmp_path / "interpolation_0_3.png")[-66:, -4 * 66:]
+    assert row.ndim == 3 and (row[2:, :62] == row[2:, 66:128]).mean() > 0.9   # the image itself
+    found = evaluate.main([tmp_path / "run", "--metrics=nll"], out=tmp_path)
+    assert 6 < found["bpd_given_y_exact"] < 16   # of noise, which takes 8 at best
+
+
 def test_samples_by_class_and_temperature(flow_run, tmp_path):
     generate.main([flow_run, "--samples=4", "--columns=4", "--temperature=0"], out=tmp_path)
     page = pixels(tmp_path / "samples_4_t0.png")
