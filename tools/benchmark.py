@@ -424,7 +424,10 @@ def describe(loop, result):
     """A line on a loop that was just timed."""
     if is_race(loop):
         return f"  {loop}: {result['seconds']:.1f} s"
-    return f"  {loop}: {result['train']:.2f} s to train, {result['test']:.2f} s to test"
+    text = f"  {loop}: {result['train']:.2f} s to train"
+    if math.isnan(result["test_loss"]):
+        return text
+    return text + f", {result['test']:.2f} s to test"
 
 
 def show(table, args):
@@ -440,10 +443,12 @@ def show(table, args):
         if is_race(loop):
             continue
         train, test = result["train"], result["test"]
-        loss = "" if math.isnan(result["test_loss"]) else f"{result['test_loss']:.1f}"
-        print(f"| {loop} | {train:.2f} | {test:.2f} | {args.train_size / train:,.0f} "
+        of_test = ["", ""]
+        if not math.isnan(result["test_loss"]):
+            of_test = [f"{test:.2f}", f"{result['test_loss']:.1f}"]
+        print(f"| {loop} | {train:.2f} | {of_test[0]} | {args.train_size / train:,.0f} "
               f"| {(train + test) / usual:.2f} | {train / products:.2f} "
-              f"| {result['MB']:,.0f} | {loss} |")
+              f"| {result['MB']:,.0f} | {of_test[1]} |")
     for loop, result in table.items():
         if not is_race(loop):
             continue
