@@ -5,6 +5,10 @@ The networks add to the path what is not linear, as in residual networks (He et 
 autoencoder with 1,024 codes by far.
 
     python -m recipes.shortcuts --dataset digits --beta 0 --latent 32 --epochs 100   # no download
+    python -m recipes.shortcuts --dataset CIFAR10 --arch conv --latent 1024 --beta 0 --lr 2e-3
+
+On half of CIFAR-10, after ten epochs with batches of 64, 18 minutes of a core, the squared error of
+the last one is a fourth of that of vae.py after twenty.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
