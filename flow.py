@@ -7,10 +7,12 @@ Dinh, Sohl-Dickstein & Bengio 2017, Density estimation using Real NVP (arXiv 160
 f is a chain of invertible layers, whose log-determinants add up. The determinant says by how much f
 stretches the space around x. Training raises log p(x|y); to sample, draw z and run f backwards.
 
-    python flow.py                                 # MNIST, five epochs
-    python flow.py --epochs 22                     # 1.215 bits per dimension, 72 minutes of one
+    python flow.py                                 # MNIST: 1.296 bits per dimension in five epochs
+    python flow.py --epochs 22                     # 1.215 bits per dimension
     python flow.py --conditional                   # one class per row
     python flow.py --dataset digits --epochs 60    # no download
+
+An epoch takes 3 minutes of a fast core and 11 of a slow one.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
