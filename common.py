@@ -260,6 +260,14 @@ def binarize(data, args):
     return data._replace(x_test=by_parts(drawn, data.x_test))
 
 
+def as_in_training(x, args):
+    """Images (B, C, H, W) in [0, 1] as a step of training sees them: drawn black or white with
+    --binarize dynamic, else as they are."""
+    if getattr(args, "binarize", "none") == "dynamic":   # a copy may have dropped that flag
+        return torch.bernoulli(x)
+    return x
+
+
 def above_half(x):
     """uint8 images with 255 where they are above 1/2, and 0 elsewhere."""
     return (x >= 128).byte() * 255

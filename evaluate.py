@@ -47,6 +47,7 @@ from torch.distributions import Categorical, Distribution, MultivariateNormal, k
 
 import metrics
 from common import (
+    as_in_training,
     batches,
     binarize,
     draw_eps,
@@ -409,9 +410,7 @@ def recognised_fitted_samples(recogniser, trained, data, seed):
     with metrics.seeded(seed):
         for label in range(classes):
             own = (data.y_train == label).nonzero()[:FITTED, 0]
-            x = data.x_train[own] / 255
-            if getattr(trained.args, "binarize", "none") == "dynamic":
-                x = torch.bernoulli(x)   # as in training
+            x = as_in_training(data.x_train[own] / 255, trained.args)
             mu, logvar = trained.encode(x, data.y_train[own])
             if trained.is_autoencoder:   # whose codes are points
                 logvar = None
@@ -579,8 +578,8 @@ def compare(runs, out):
     if has_package("matplotlib", "compare.png"):
         usual = usual_values(all_flags, differ)
         names = names_in_figure(runs, all_flags, differ, usual)
-        draw = draw_flow_panels if are_flows else draw_vae_panels
-        save_comparison(Path(out, "compare.png"), draw, names, usual, logs)
+        draw_panels = draw_flow_panels if are_flows else draw_vae_panels
+        save_comparison(Path(out, "compare.png"), draw_panels, names, usual, logs)
 
 
 def print_aligned(lines, n_texts):
@@ -685,17 +684,17 @@ def flag_in_words(flag, value):
     return f"no {flag}" if value == "-" else f"{flag} {value}"
 
 
-def save_comparison(path, draw, names, usual, logs):
-    """Test losses by epoch, a colour for each run. draw(figure, names, logs, colors) draws the
-    panels and returns the one whose dots or lines are named.
+def save_comparison(path, draw_panels, names, usual, logs):
+    """Test losses by epoch, a colour for each run.
 
+    draw_panels(figure, names, logs, colors) returns the panel whose dots or lines are named.
     usual: the flags that most runs have, for the title of the key.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     figure = Figure(figsize=(16, 5), layout="constrained")
     colors = colormaps["tab10" if len(logs) <= 10 else "tab20"].colors
-    axes = draw(figure, names, logs, colors)
+    axes = draw_panels(figure, names, logs, colors)
     title = None
     if usual:
         most = [flag_in_words(flag, value) for flag, value in usual.items()]

@@ -12,7 +12,7 @@ stretches the space around x. Training raises log p(x|y); to sample, draw z and 
     python flow.py --conditional                   # one class per row
     python flow.py --dataset digits --epochs 60    # no download
 
-An epoch takes 3 minutes of a fast core and 11 of a slow one.
+An epoch takes 11 minutes of a core, or with --amp 3 minutes of one with AMX.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math
@@ -392,11 +392,15 @@ def flags():
     return parser
 
 
-def check_data(args, data):
-    """End the program unless the couplings can work on these images, with the labels they need."""
+def check_flags(args):
+    """End the program unless every coupling has its partner."""
     if args.couplings % 2 == 1:
         fail(f"--couplings {args.couplings}: couplings come in pairs, so that every number is "
              f"changed; use {args.couplings + 1}")
+
+
+def check_data(args, data):
+    """End the program unless the couplings can work on these images, with the labels they need."""
     height, width = data.x_train.shape[2:]
     if (height, width) not in ((28, 28), (32, 32)):
         fail(f"flow.py takes images of 28x28 or 32x32, not {height}x{width}; use --image-size 32")
@@ -408,6 +412,7 @@ def check_data(args, data):
 def main(argv=(), **overrides):
     """Train: main(["--couplings=4"]) or main(couplings=4). Returns the model and the log."""
     args = parse(flags(), argv, overrides)
+    check_flags(args)
     data = load_run_data(args)
     check_data(args, data)
     check_size(build, data, args)

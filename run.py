@@ -380,11 +380,9 @@ def may_be_restarted():
 
 def holds_run_of(folder, command):
     """Whether a folder holds a checkpoint of the run that this very command has started."""
-    file = Path(folder, "args.txt")
-    if not Path(folder, "checkpoint.pt").exists() or not file.exists():
+    if not Path(folder, "checkpoint.pt").exists() or not Path(folder, "args.txt").exists():
         return False
-    text = file.read_text("utf-8", errors="surrogateescape")
-    return text.startswith(f"# python {' '.join(command.splitlines())}\n")
+    return command_of(folder) == " ".join(command.splitlines())
 
 
 def was_only_started(folder):

@@ -21,12 +21,12 @@ from types import SimpleNamespace
 import torch
 
 import metrics
-from common import batches, binarize, fail, tell, vectors
+from common import as_in_training, batches, binarize, fail, tell, vectors
 from evaluate import append_line, draw
 from readers import load_data
 from run import data_options, guarded, load_models
 
-SEED = 1         # of the samples
+SEED = 1         # of the samples, and of training images that are drawn
 FITTED = 10_000  # training images to fit the regressions to, at most
 
 
@@ -75,10 +75,12 @@ def sample_error(trained, network, data):
     return mean_error(angles_of(torch.cat(found)), angles_of(data.v_test[:, -2:]))
 
 
-def codes(trained, x, c):
-    """mu of uint8 images, (N, latent), as an array."""
+def codes(trained, x, c, training=False):
+    """mu of uint8 images, (N, latent), as an array; training: of training images."""
     mus = []
     for images, part in batches(x, c, 1000, shuffle=False):
+        if training:
+            images = as_in_training(images, trained.args)
         mu, _ = trained.encode(images, part)
         mus.append(mu)
     return torch.cat(mus).numpy()
@@ -90,10 +92,8 @@ def what_codes_tell(trained, data):
     n = min(FITTED, len(data.x_train))
     x, y = metrics.subset(data.x_train, n), metrics.subset(data.y_train, n)
     numbers = metrics.subset(data.v_train, n)
-    if getattr(trained.args, "binarize", "none") == "dynamic":   # drawn anew in every step
-        with metrics.seeded(SEED):
-            x = torch.bernoulli(x / 255).mul(255).byte()
-    mu = codes(trained, x, told(trained, y, numbers))
+    with metrics.seeded(SEED):
+        mu = codes(trained, x, told(trained, y, numbers), training=True)
     mu_test = codes(trained, data.x_test, told(trained, data.y_test, data.v_test))
 
     of_angle = LinearRegression().fit(mu, numbers[:, -2:].numpy())

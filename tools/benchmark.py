@@ -443,12 +443,12 @@ def show(table, args):
         if is_race(loop):
             continue
         train, test = result["train"], result["test"]
-        of_test = ["", ""]
-        if not math.isnan(result["test_loss"]):
-            of_test = [f"{test:.2f}", f"{result['test_loss']:.1f}"]
-        print(f"| {loop} | {train:.2f} | {of_test[0]} | {args.train_size / train:,.0f} "
+        test_seconds, test_loss = f"{test:.2f}", f"{result['test_loss']:.1f}"
+        if math.isnan(result["test_loss"]):   # there is no test
+            test_seconds, test_loss = "", ""
+        print(f"| {loop} | {train:.2f} | {test_seconds} | {args.train_size / train:,.0f} "
               f"| {(train + test) / usual:.2f} | {train / products:.2f} "
-              f"| {result['MB']:,.0f} | {of_test[1]} |")
+              f"| {result['MB']:,.0f} | {test_loss} |")
     for loop, result in table.items():
         if not is_race(loop):
             continue
