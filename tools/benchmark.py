@@ -1,9 +1,10 @@
 """Speed of our training loops beside the usual ones, and beside nothing but matrix products.
 
 The usual loop is the same network fed by a torchvision data set and a DataLoader, in the default
-memory layout, with default Adam, and with loss.item() in every step. Each loop runs in a process of
-its own, in turn; the medians of the rounds are printed. On a busy machine ratios hold, single times
-do not.
+memory layout, with default Adam, and with loss.item() in every step. For vae.py it is timed with
+our changes, too, one after the other; the last one, to "ours", is that no step waits for its loss.
+Each loop runs in a process of its own, in turn; the medians of the rounds are printed. On a busy
+machine ratios hold, single times do not.
 
     python -m tools.benchmark --quick        # one round on few images: a minute or two
     python -m tools.benchmark                # the MLP of vae.py, 784-400-20; seconds to 105.6 nats
@@ -30,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flow
 import gan
 import vae
-from common import Data, Means, fail, tell, watched, write_whole
+from common import Data, Means, batches, fail, tell, watched, write_whole
 from readers import load_data
 from run import (
     Parser,
@@ -47,10 +48,13 @@ from tools.memory import own_memory
 
 SHAPE = (1, 28, 28)   # of an image of MNIST
 OURS = ("ours", "ours --amp", "ours --compile", "ours --amp --compile")
+IN_MEMORY = "usual, images in memory"   # the usual loop with our changes, one more in each
+FUSED = f"{IN_MEMORY}, fused Adam"
+CHANNELS_LAST = f"{FUSED}, channels last"
 LOOPS = {
-    "vae": ("usual", *OURS, "matrix products", "usual to 105.6", "ours to 105.6",
+    "vae": ("usual", IN_MEMORY, FUSED, *OURS, "matrix products", "usual to 105.6", "ours to 105.6",
             "ours --amp to 105.6"),
-    "conv": ("usual", *OURS, "matrix products"),
+    "conv": ("usual", IN_MEMORY, FUSED, CHANNELS_LAST, *OURS, "matrix products"),
     "gan": ("usual", "ours", "ours --amp", "matrix products"),   # no --compile: a gradient's own
     "flow": ("usual", *OURS, "matrix products"),                 # gradient cannot be compiled
 }
@@ -116,12 +120,36 @@ def usual_loaders(args, batch_size, *more_transforms):
     return DataLoader(train, batch_size, shuffle=True), DataLoader(test, batch_size)
 
 
+class OurLoader:
+    """Batches of images in memory, as our scripts take them, in the place of a DataLoader."""
+
+    def __init__(self, images, labels, batch_size, shuffle=False):
+        self.dataset, self.labels = images, labels
+        self.batch_size, self.shuffle = batch_size, shuffle
+
+    def __iter__(self):
+        return batches(self.dataset, self.labels, self.batch_size, self.shuffle)
+
+
+def our_loaders(args, batch_size):
+    """The images and labels of usual_loaders, in memory."""
+    data = our_data(args)
+    train = OurLoader(data.x_train, data.y_train, batch_size, shuffle=True)
+    return train, OurLoader(data.x_test, data.y_test, batch_size)
+
+
 def usual_vae(args):
-    """The loop of countless tutorials: one image at a time through Python, one wait per step."""
+    """The loop of countless tutorials: one image at a time through Python, one wait per step. The
+    name of the loop says which of our changes it has."""
     settings = settings_of_script(args)
-    train, test = usual_loaders(args, settings.batch_size)
-    model = vae.VAE(SHAPE, settings).to(args.device, memory_format=torch.contiguous_format)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if "images in memory" in args.loop:
+        train, test = our_loaders(args, settings.batch_size)
+    else:
+        train, test = usual_loaders(args, settings.batch_size)
+    model = vae.VAE(SHAPE, settings).to(args.device)
+    if "channels last" not in args.loop:
+        model.to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused="fused Adam" in args.loop)
 
     def batch_loss(x):
         """The sum over a batch, in nats."""

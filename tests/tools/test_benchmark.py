@@ -1,4 +1,5 @@
 """The benchmark compares loops that learn the same from the same images."""
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -149,6 +150,44 @@ def test_loops_have_the_same_images(flags):
     usual, _ = benchmark.usual_loaders(args, 128)
     images = torch.stack([x for x, _ in usual.dataset])
     assert torch.equal(images, benchmark.our_data(args).x_train / 255)
+    in_memory, _ = benchmark.our_loaders(args, 128)
+    assert torch.equal(images, in_memory.dataset / 255)
+
+
+@pytest.mark.parametrize("model", ["vae", "conv"])
+def test_between_usual_and_ours_each_loop_has_one_change_more(model):
+    loops = benchmark.LOOPS[model]
+    steps = [loop.split(", ") for loop in loops[:loops.index("ours")]]
+    for fewer, more in itertools.pairwise(steps):
+        assert more[:-1] == fewer
+
+
+def test_the_name_of_a_usual_loop_says_what_it_has(flags, monkeypatch):
+    """Seen in what it makes: its loaders, its Adam and the layout of its kernels."""
+    made = {}
+    adam = torch.optim.Adam
+
+    def remember(weights, **options):
+        weights = list(weights)
+        made["fused"] = options["fused"]
+        made["channels last"] = not all(weight.is_contiguous() for weight in weights)
+        return adam(weights, **options)
+
+    def remember_loaders(args, batch_size):
+        made["in memory"] = True
+        return loaders(args, batch_size)
+
+    loaders = benchmark.our_loaders
+    monkeypatch.setattr(benchmark.torch.optim, "Adam", remember)
+    monkeypatch.setattr(benchmark, "our_loaders", remember_loaders)
+    found = []
+    for loop in benchmark.LOOPS["conv"][:4]:
+        made.clear()
+        train_epoch, test_epoch = benchmark.usual_vae(flags(loop, model="conv", train_size=128))
+        assert train_epoch() > 0 and test_epoch() > 0
+        found.append((made.get("in memory", False), made["fused"], made["channels last"]))
+    assert found == [(False, False, False), (True, False, False), (True, True, False),
+                     (True, True, True)]
 
 
 @pytest.mark.parametrize(("flag", "words"), [
