@@ -123,7 +123,10 @@ def experiments_of(section):
 def table(section):
     """The experiments of a section in Markdown. A column that all of them leave empty goes."""
     rows = [table_row(experiment) for experiment in experiments_of(section)]
-    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    columns = []
+    for name in COLUMNS:
+        if any(row[name] for row in rows):
+            columns.append(name)
     lines = [columns, ["---"] * len(columns)]
     for row in rows:
         lines.append([row[name] for name in columns])
