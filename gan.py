@@ -264,14 +264,18 @@ def gradient_penalty(discriminator, real_images, fake_images, y, alpha):
 
 # --------------------------------------------------------------------------------------- train
 
+def for_discriminator(x):
+    """Images of the data, (B, C, H, W) from 0 to 255, as (B, C, 32, 32) in [-1, 1]."""
+    margin = (32 - x.shape[2]) // 2
+    return F.pad(x / 127.5 - 1, [margin] * 4, value=-1)        # black, as the border of digits is
+
+
 def real_batch(data, args):
     """Random training images (B, C, 32, 32) in [-1, 1] and their labels; half of the colour images
     are mirrored."""
     device = data.x_train.device
     index = torch.randint(len(data.x_train), (args.batch_size,), device=device)
-    x = data.x_train[index] / 127.5 - 1
-    margin = (32 - x.shape[2]) // 2
-    x = F.pad(x, [margin] * 4, value=-1)                       # black, as the border of digits is
+    x = for_discriminator(data.x_train[index])
     if x.shape[1] == 3 and not args.no_flip:
         mirror = torch.rand(len(x), 1, 1, 1, device=device) < 0.5
         x = torch.where(mirror, x.flip(3), x)

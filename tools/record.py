@@ -12,8 +12,8 @@ results/findings.md the text of the pages. In findings.md
     {{vae-a:test_kl - vae-b:test_kl .1f}}  has another format, and + - * / from left to right
 
 A column is one of log.csv, in its last row; test_loss@19 is in row 19, fid@lowest the lowest of all
-rows. It may also be a number that evaluate.py added to evaluation.jsonl, or minutes, the time of
-the whole run.
+rows, seconds@median their median. It may also be a number that evaluate.py added to
+evaluation.jsonl, one of along.csv (tools/along.py), or minutes, the time of the whole run.
 
 In experiments.csv a metric is an expression of columns; reference and goal are numbers, or
 expressions with the names of runs. Without runs the experiment was not run. To add one, put its
@@ -46,7 +46,8 @@ NOTE = "<!-- Made by python -m tools.record: change findings.md or experiments.c
 
 @functools.cache
 def read_run(folder):
-    """The rows of a recorded run's log. What evaluate.py measured is added to the last one."""
+    """The rows of a recorded run's log. What evaluate.py measured is added to the last one, what
+    tools/along.py measured to that of the same iteration."""
     rows = read_whole_log(folder)
     measured = {}
     file = folder / "evaluation.jsonl"
@@ -57,7 +58,21 @@ def read_run(folder):
         except (ValueError, TypeError):
             fail(f"{file}: line {number} is not whole; delete it and measure the run again")
     rows[-1] = measured | rows[-1]
-    return rows
+    return with_along(rows, folder / "along.csv")
+
+
+def with_along(rows, file):
+    """The rows with the columns of along.csv, where there is one."""
+    if not file.exists():
+        return rows
+    with open(file, newline="", encoding="utf-8") as lines:
+        along = {int(line["iteration"]): line for line in csv.DictReader(lines)}
+    merged = []
+    for row in rows:
+        found = along.get(row["iteration"], {})
+        numbers = {name: float(text) for name, text in found.items() if text}
+        merged.append(numbers | row)
+    return merged
 
 
 def lookup(rows, column):
@@ -68,6 +83,8 @@ def lookup(rows, column):
     if place == "lowest":
         values = [row[name] for row in rows if row.get(name) is not None]
         return min(values, default=math.nan)
+    if place == "median":
+        return statistics.median(row[name] for row in rows)
     row = rows[int(place) - 1] if place else rows[-1]
     value = row.get(name)
     return math.nan if value is None else value
@@ -219,6 +236,36 @@ def save_distances(path, section):
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_formatter("")
     axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getvalue())
+
+
+def save_along(path, runs):
+    """A figure of the distance, the precision and the recall by iteration; dashed those of training
+    images. runs: {name: folder} of runs with an along.csv."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+    panels = {"fid": "Fréchet distance", "precision": "precision", "recall": "recall"}
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
+    for name, folder in runs.items():
+        rows = read_run(folder)
+        iterations = [row["iteration"] for row in rows]
+        for column, panel in axes.items():
+            panel.plot(iterations, [row[column] for row in rows], ".-", label=name)
+    for column, panel in axes.items():
+        for name, value in rows[-1].items():   # of all runs the same
+            if name.startswith(column) and name.endswith(("_floor", "_ceiling")):
+                panel.axhline(value, color="grey", linestyle="--", label="training images")
+        panel.set(xlabel="iteration", title=panels[column])
+        panel.xaxis.set_major_formatter("{x:,g}")
+        panel.locator_params(axis="x", nbins=4)
+    axes["fid"].set_yscale("log")
+    axes["fid"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes["fid"].yaxis.set_major_formatter("{x:g}")
+    axes["fid"].yaxis.set_minor_formatter("")
+    axes["fid"].legend()
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getvalue())

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
+from matplotlib.axes import Axes
 
 from tools import record
 
@@ -29,13 +30,16 @@ def small(tmp_path, monkeypatch):
     logs = {"vae": "epoch,seconds,test_loss,test_kl\n1,30,120,\n2,30,104,\n3,30,106,\n",
             "vae-s2": "epoch,seconds,test_loss,test_kl\n1,90,120,\n2,30,104,\n3,30,110,\n",
             "vae-s2-long": "epoch,seconds,test_loss\n1,1,1\n",
-            "gan": "iteration,seconds,fid\n250,6,30\n500,6,20\n"}
+            "gan": "iteration,seconds,fid\n250,6,30\n500,6,20\n",
+            "long": "iteration,seconds,fid\n100,5,30\n200,900,20\n300,7,22\n"}
     for name, log in logs.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "log.csv").write_text(log)
     (tmp_path / "runs" / "gan" / "evaluation.jsonl").write_text(
         '{"class_accuracy_1000": 0.5, "fid": 1}\n{"class_accuracy_1000": 0.9}\n')
+    (tmp_path / "runs" / "long" / "along.csv").write_text(
+        "iteration,precision,recall,real_train\n200,0.8,0.5,\n300,0.9,0.4,\n")
     monkeypatch.setattr(record, "RESULTS", tmp_path)
 
     def page(text, *experiments):
@@ -130,6 +134,9 @@ def test_findings_have_no_number_of_ours():
     ("vae:minutes", "2.00"),
     ("gan:class_accuracy_1000 .0%", "90%"),          # the later measurement
     ("gan:fid", "20.00"),                            # the log comes first
+    ("long:seconds@median .0f", "7"),                # of a run that was paused once
+    ("long:recall .1f", "0.4"),
+    ("long:precision@2 .1f", "0.8"),
     ("vae:test_loss - gan:fid / 2 .1f", "44.0"),     # from left to right
     ("vae:test_loss * 1000 ,.0f", "108,000"),
 ])
@@ -204,6 +211,31 @@ def test_main_writes_the_pages_and_the_figure(small, tmp_path, capsys):
     assert (tmp_path / "P.md").read_text(encoding="utf-8") == record.NOTE + page
     assert (tmp_path / "runs" / "gan-birds.png").stat().st_size > 10_000
     assert capsys.readouterr().out == f"{tmp_path / 'P.md'}\n"
+
+
+def test_the_figure_along_training_has_every_run_and_the_bounds(small, tmp_path, monkeypatch):
+    """What is drawn, as matplotlib was told."""
+    runs = tmp_path / "runs"
+    log = "iteration,seconds,fid\n200,5,30\n300,7,20\n"
+    for name in ("gan", "lsgan"):
+        (runs / name).mkdir(exist_ok=True)
+        (runs / name / "log.csv").write_text(log)
+        (runs / name / "evaluation.jsonl").write_text(
+            '{"fid_c_9_floor": 1.5, "precision_c_9_ceiling": 0.9, "recall_c_9_ceiling": 0.8}\n')
+        shutil.copy(runs / "long" / "along.csv", runs / name)
+    drawn = []
+    plot, axhline = Axes.plot, Axes.axhline
+    monkeypatch.setattr(Axes, "plot", lambda axes, x, y, *style, label: (
+        drawn.append((label, x, y)), plot(axes, x, y, *style, label=label)))
+    monkeypatch.setattr(Axes, "axhline", lambda axes, y, label, **style: (
+        drawn.append((label, y)), axhline(axes, y, label=label, **style)))
+    record.save_along(runs / "along.png", {name: runs / name for name in ("gan", "lsgan")})
+    for name in ("gan", "lsgan"):
+        for values in ([30, 20], [0.8, 0.9], [0.5, 0.4]):
+            assert (name, [200, 300], values) in drawn
+    assert [line for line in drawn if line[0] == "training images"] == [
+        ("training images", 1.5), ("training images", 0.9), ("training images", 0.8)]
+    assert (runs / "along.png").stat().st_size > 10_000
 
 
 def test_help(capsys):
