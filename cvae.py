@@ -222,7 +222,8 @@ def main(argv=(), **overrides):
         models[name] = build(data.x_train.shape[1:], n_c, args).to(data.x_train.device)
     if args.no_baseline:
         del models["vae"]
-    optimizer = torch.optim.Adam(models.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(models.parameters(), lr=args.lr,
+                                  weight_decay=args.weight_decay, fused=True)
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
     run = Run(args, data, **models, optimizer=optimizer, scheduler=scheduler)
     if run.resumed and run.figures_due():    # a kill may have cost those of the last epoch

@@ -235,7 +235,7 @@ def add_loss_flags(parser):
     group.add_argument("--sigma", type=sigma, default="learned", metavar="S",
                        help="learned, pixel or a number")
     group.add_argument("--binarize", choices=("none", "threshold", "dynamic"), default="none",
-                       help="pixels to black and white")
+                       metavar="HOW", help="black or white: threshold or dynamic")
     group.add_argument("--beta", type=number(float, 0), default=1.0, metavar="B",
                        help="weight of the KL; 0: an autoencoder")
     group.add_argument("--beta-schedule", choices=("constant", "linear", "cyclical"),
@@ -255,6 +255,7 @@ def add_optimizer_flags(parser):
                        help="learning rate, or its peak")
     group.add_argument("--lr-schedule", choices=("constant", "onecycle", "cosine", "plateau"),
                        default="onecycle", help="rate over the run")
+    return group
 
 
 def add_data_flags(parser):
@@ -301,7 +302,9 @@ def add_run_flags(parser):
 def add_training_flags(parser):
     """What vae.py and cvae.py have besides their model."""
     add_loss_flags(parser)
-    add_optimizer_flags(parser)
+    group = add_optimizer_flags(parser)
+    group.add_argument("--weight-decay", type=number(float, 0), default=0.0, metavar="W",
+                       help="of AdamW; 0.05 for long runs")
     add_data_flags(parser)
     add_run_flags(parser)
 

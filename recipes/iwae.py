@@ -216,7 +216,8 @@ def main(argv=(), **overrides):
 
     torch.manual_seed(args.seed)
     model = build(data.x_train.shape[1:], len(data.classes), args).to(data.x_train.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr,
+                                  weight_decay=args.weight_decay, fused=True)
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
     run = Run(args, data, model=model, optimizer=optimizer, scheduler=scheduler)
     if run.resumed and run.figures_due():    # a kill may have cost those of the last epoch

@@ -271,7 +271,8 @@ def main(argv=(), **overrides):
     models = nn.ModuleDict()
     torch.manual_seed(args.seed)
     models["cvae"] = build(data.x_train.shape[1:], data.n_c, args).to(data.x_train.device)
-    optimizer = torch.optim.Adam(models.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(models.parameters(), lr=args.lr,
+                                  weight_decay=args.weight_decay, fused=True)
     scheduler = make_scheduler(optimizer, len(data.x_train), args)
     run = Run(args, data, **models, optimizer=optimizer, scheduler=scheduler)
     if run.resumed and run.figures_due():    # a kill may have cost those of the last epoch

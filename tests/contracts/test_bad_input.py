@@ -30,6 +30,7 @@ BAD_FLAGS = [
     ("vae cvae flow", "--epochs 0", ["--epochs", "at least 1"]),
     (AE, "--layers -1", ["--layers", "at least 0"]),
     (AE, "--dropout 1", ["--dropout", "below 1"]),
+    (AE, "--weight-decay -0.1", ["--weight-decay", "at least 0"]),
     (AE, "--beta-schedule cosine", ["--beta-schedule", "linear", "cyclical"]),
     (AE, "--beta-warmup 3", ["--beta-warmup", "--beta-schedule linear"]),
     (AE, "--beta-schedule cyclical --epochs 7", ["--beta-schedule cyclical", "raise --epochs"]),

@@ -289,6 +289,39 @@ def test_onecycle_learning_rate():
     assert rates[-1] == pytest.approx(1e-3 / 25 / 1e4)
 
 
+class ShrinkThenAdam(torch.optim.Adam):
+    """Weight decay by hand: before a step of Adam, a share rate * W of every weight goes."""
+
+    def __init__(self, parameters, lr, weight_decay, fused):
+        super().__init__(parameters, lr=lr, fused=fused)
+        self.decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight *= 1 - group["lr"] * self.decay
+        return super().step(closure)
+
+
+def test_weight_decay_shrinks_every_weight_before_a_step(tmp_path, monkeypatch):
+    """Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
+    flags = {"dataset": "digits", "hidden": 16, "latent": 2, "epochs": 2, "quiet": True,
+             "device": "cpu"}
+    model, _ = vae.main(out=tmp_path / "decay", weight_decay=2.0, **flags)
+    plain, _ = vae.main(out=tmp_path / "plain", **flags)
+    monkeypatch.setattr(torch.optim, "AdamW", ShrinkThenAdam)
+    by_hand, _ = vae.main(out=tmp_path / "hand", weight_decay=2.0, **flags)
+    for own, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.allclose(own, other, rtol=1e-4, atol=1e-6)
+    assert norm(model) < 0.9 * norm(plain)
+
+
+def norm(model):
+    """The length of all weights, as one vector."""
+    return torch.cat([weight.flatten() for weight in model.parameters()]).norm()
+
+
 def test_plateau_divides_the_rate_by_ten_after_four_epochs_without_progress():
     args = vae_args("--lr-schedule=plateau", "--lr=1e-3")
     optimizer = torch.optim.Adam(small_vae().parameters(), lr=args.lr)
