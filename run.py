@@ -235,7 +235,7 @@ def add_loss_flags(parser):
     group.add_argument("--sigma", type=sigma, default="learned", metavar="S",
                        help="learned, pixel or a number")
     group.add_argument("--binarize", choices=("none", "threshold", "dynamic"), default="none",
-                       metavar="HOW", help="black or white: threshold or dynamic")
+                       metavar="HOW", help="pixels 0 or 1: threshold or dynamic")
     group.add_argument("--beta", type=number(float, 0), default=1.0, metavar="B",
                        help="weight of the KL; 0: an autoencoder")
     group.add_argument("--beta-schedule", choices=("constant", "linear", "cyclical"),
@@ -304,7 +304,7 @@ def add_training_flags(parser):
     add_loss_flags(parser)
     group = add_optimizer_flags(parser)
     group.add_argument("--weight-decay", type=number(float, 0), default=0.0, metavar="W",
-                       help="of AdamW; 0.05 for long runs")
+                       help="share of each weight, times the rate, lost per step")
     add_data_flags(parser)
     add_run_flags(parser)
 
@@ -418,7 +418,8 @@ def resumed_flags(parser, path):
         fail(f"--resume {path} holds weights only, or comes from the first edition; it can be "
              "drawn and measured, but not continued")
     check_stored_flags(parser, path, checkpoint["args"])
-    return checkpoint["args"]
+    defaults = stored_flags(parser.parse_args([]))   # of flags that are newer than the run
+    return defaults | checkpoint["args"]
 
 
 def check_stored_flags(parser, path, stored):

@@ -12,7 +12,7 @@ results/findings.md the text of the pages. In findings.md
     {{vae-a:test_kl - vae-b:test_kl .1f}}  has another format, and + - * / from left to right
 
 A column is one of log.csv, in its last row; test_loss@19 is in row 19, fid@lowest the lowest of all
-rows, seconds@median their median. It may also be a number that evaluate.py added to
+rows, seconds@median the median of all rows. It may also be a number that evaluate.py added to
 evaluation.jsonl, one of along.csv (tools/along.py), or minutes, the time of the whole run.
 
 In experiments.csv a metric is an expression of columns; reference and goal are numbers, or
@@ -80,11 +80,10 @@ def lookup(rows, column):
     name, _, place = column.partition("@")
     if name == "minutes":
         return sum(row["seconds"] for row in rows) / 60
-    if place == "lowest":
+    if place in ("lowest", "median"):
         values = [row[name] for row in rows if row.get(name) is not None]
-        return min(values, default=math.nan)
-    if place == "median":
-        return statistics.median(row[name] for row in rows)
+        summary = {"lowest": min, "median": statistics.median}[place]
+        return summary(values) if values else math.nan
     row = rows[int(place) - 1] if place else rows[-1]
     value = row.get(name)
     return math.nan if value is None else value
@@ -219,53 +218,71 @@ def fill(match):
     return format(calculate(" ".join(words), recorded), form)
 
 
+def first_runs(section):
+    """{name: folder} of the first seed of each experiment of a section."""
+    runs = {}
+    for experiment in experiments_of(section):
+        runs[experiment["name"]] = next(iter(results_of(experiment["runs"], experiment["metric"])))
+    return runs
+
+
 def save_distances(path, section):
-    """A figure of the distance by iteration, of the first seed of each experiment of a section."""
+    """A figure of the distance by iteration, of the runs of a section."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for experiment in experiments_of(section):
-        folder = next(iter(results_of(experiment["runs"], experiment["metric"])))
-        rows = read_run(folder)
-        iterations = [row["iteration"] for row in rows]
-        axes.plot(iterations, [row["fid"] for row in rows], ".-", label=experiment["name"])
-    axes.set(xlabel="iteration", ylabel=experiment["metric"], xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,g}")
-        axis.set_minor_formatter("")
+    for name, folder in first_runs(section).items():
+        draw_by_iteration(axes, read_run(folder), "fid", name)
+    (metric,) = {experiment["metric"] for experiment in experiments_of(section)}
+    axes.set(xlabel="iteration", ylabel=metric)
+    make_logarithmic(axes, "x")
+    make_logarithmic(axes, "y")
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
+    save_figure(path, figure)
 
 
-def save_along(path, runs):
-    """A figure of the distance, the precision and the recall by iteration; dashed those of training
-    images. runs: {name: folder} of runs with an along.csv."""
+def save_along(path, section):
+    """A figure of distance, precision and recall by iteration, of the runs of a section, which
+    have an along.csv. Dashed: training images."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
-    panels = {"fid": "Fréchet distance", "precision": "precision", "recall": "recall"}
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
-    for name, folder in runs.items():
+    distance, precision, recall = figure.subplots(1, 3)
+    for name, folder in first_runs(section).items():
         rows = read_run(folder)
-        iterations = [row["iteration"] for row in rows]
-        for column, panel in axes.items():
-            panel.plot(iterations, [row[column] for row in rows], ".-", label=name)
-    for column, panel in axes.items():
-        for name, value in rows[-1].items():   # of all runs the same
-            if name.startswith(column) and name.endswith(("_floor", "_ceiling")):
-                panel.axhline(value, color="grey", linestyle="--", label="training images")
-        panel.set(xlabel="iteration", title=panels[column])
-        panel.xaxis.set_major_formatter("{x:,g}")
-        panel.locator_params(axis="x", nbins=4)
-    axes["fid"].set_yscale("log")
-    axes["fid"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes["fid"].yaxis.set_major_formatter("{x:g}")
-    axes["fid"].yaxis.set_minor_formatter("")
-    axes["fid"].legend()
+        (protocol,) = [key.removeprefix("fid_").removesuffix("_floor") for key in rows[-1]
+                       if key.startswith("fid_") and key.endswith("_floor")]
+        draw_by_iteration(distance, rows, "fid", name)
+        draw_by_iteration(precision, rows, f"precision_{protocol}", name)
+        draw_by_iteration(recall, rows, f"recall_{protocol}", name)
+    bounds = {distance: f"fid_{protocol}_floor", precision: f"precision_{protocol}_ceiling",
+              recall: f"recall_{protocol}_ceiling"}
+    for axes, name in bounds.items():
+        axes.axhline(rows[-1][name], color="grey", linestyle="--", label="training images")
+        axes.set(xlabel="iteration", title=name.rpartition("_")[0])
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,g}")
+    make_logarithmic(distance, "y")
+    distance.legend()
+    save_figure(path, figure)
+
+
+def draw_by_iteration(axes, rows, column, name):
+    """The rows that have the column, as a line."""
+    points = [(row["iteration"], row[column]) for row in rows if row.get(column) is not None]
+    axes.plot(*zip(*points, strict=True), ".-", label=name)
+
+
+def make_logarithmic(axes, name):
+    """The axis x or y, with 1, 2, 5, 10, ... written out."""
+    from matplotlib.ticker import LogLocator
+    axes.set(**{f"{name}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter("")
+
+
+def save_figure(path, figure):
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getvalue())
@@ -279,6 +296,7 @@ def main(argv=()):
         write_whole(RESULTS / name, text.encode())
         print(RESULTS / name)
     save_distances(RESULTS / "runs" / "gan-birds.png", "birds")
+    save_along(RESULTS / "runs" / "gan-birds-30000.png", "birds-long")
 
 
 if __name__ == "__main__":

@@ -273,6 +273,15 @@ def test_resuming_with_other_flags(name, change, flags, words, refused, vae_run,
     assert contents(tmp_path) == before
 
 
+def test_a_flag_newer_than_the_run_cannot_be_given_when_resuming(refused, vae_run, tmp_path):
+    """It would be written to args.txt, and the optimiser in the checkpoint would ignore it."""
+    checkpoint = torch.load(vae_run[0] / "checkpoint.pt", weights_only=True)
+    del checkpoint["args"]["weight_decay"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    line = refused(vae, resume=tmp_path, weight_decay=0.05)
+    assert "--weight-decay cannot be changed when resuming; remove it" in line
+
+
 def test_a_gan_cannot_be_resumed_with_more_iterations(refused, vae_run, tmp_path):
     """Its learning rate ends at zero."""
     checkpoint = torch.load(vae_run[0] / "checkpoint.pt", weights_only=True)

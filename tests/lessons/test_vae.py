@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+import cvae
 import vae
 from common import Means, active_units, batches, beta_at
 from readers import load_data
@@ -292,6 +293,8 @@ def test_onecycle_learning_rate():
 class ShrinkThenAdam(torch.optim.Adam):
     """Weight decay by hand: before a step of Adam, a share rate * W of every weight goes."""
 
+    steps = 0   # of all instances
+
     def __init__(self, parameters, lr, weight_decay, fused):
         super().__init__(parameters, lr=lr, fused=fused)
         self.decay = weight_decay
@@ -301,17 +304,22 @@ class ShrinkThenAdam(torch.optim.Adam):
         for group in self.param_groups:
             for weight in group["params"]:
                 weight *= 1 - group["lr"] * self.decay
+        ShrinkThenAdam.steps += 1
         return super().step(closure)
 
 
-def test_weight_decay_shrinks_every_weight_before_a_step(tmp_path, monkeypatch):
-    """Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
+@pytest.mark.parametrize("script", [vae, cvae])
+def test_weight_decay_shrinks_every_weight_before_a_step(script, tmp_path, monkeypatch):
+    """Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2, with W times the rate for its
+    lambda, as PyTorch has it."""
     flags = {"dataset": "digits", "hidden": 16, "latent": 2, "epochs": 2, "quiet": True,
              "device": "cpu"}
-    model, _ = vae.main(out=tmp_path / "decay", weight_decay=2.0, **flags)
-    plain, _ = vae.main(out=tmp_path / "plain", **flags)
+    model, _ = script.main(out=tmp_path / "decay", weight_decay=2.0, **flags)
+    plain, _ = script.main(out=tmp_path / "plain", **flags)
     monkeypatch.setattr(torch.optim, "AdamW", ShrinkThenAdam)
-    by_hand, _ = vae.main(out=tmp_path / "hand", weight_decay=2.0, **flags)
+    monkeypatch.setattr(ShrinkThenAdam, "steps", 0)
+    by_hand, log = script.main(out=tmp_path / "hand", weight_decay=2.0, **flags)
+    assert ShrinkThenAdam.steps == 2 * 12   # 1,500 images in batches of 128
     for own, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(own, other, rtol=1e-4, atol=1e-6)
     assert norm(model) < 0.9 * norm(plain)

@@ -31,7 +31,7 @@ def small(tmp_path, monkeypatch):
             "vae-s2": "epoch,seconds,test_loss,test_kl\n1,90,120,\n2,30,104,\n3,30,110,\n",
             "vae-s2-long": "epoch,seconds,test_loss\n1,1,1\n",
             "gan": "iteration,seconds,fid\n250,6,30\n500,6,20\n",
-            "long": "iteration,seconds,fid\n100,5,30\n200,900,20\n300,7,22\n"}
+            "long": "iteration,seconds,fid\n100,5,\n200,900,20\n300,7,22\n"}
     for name, log in logs.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
@@ -39,7 +39,8 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "runs" / "gan" / "evaluation.jsonl").write_text(
         '{"class_accuracy_1000": 0.5, "fid": 1}\n{"class_accuracy_1000": 0.9}\n')
     (tmp_path / "runs" / "long" / "along.csv").write_text(
-        "iteration,precision,recall,real_train\n200,0.8,0.5,\n300,0.9,0.4,\n")
+        "iteration,precision_c_9,recall_c_9,precision_c_9_ceiling,recall_c_9_ceiling,passes_test\n"
+        "200,0.8,0.5,0.95,0.85,\n300,0.9,0.4,0.95,0.85,\n")
     monkeypatch.setattr(record, "RESULTS", tmp_path)
 
     def page(text, *experiments):
@@ -136,8 +137,8 @@ def test_findings_have_no_number_of_ours():
     ("gan:class_accuracy_1000 .0%", "90%"),          # the later measurement
     ("gan:fid", "20.00"),                            # the log comes first
     ("long:seconds@median .0f", "7"),                # of a run that was paused once
-    ("long:recall .1f", "0.4"),
-    ("long:precision@2 .1f", "0.8"),
+    ("long:recall_c_9 .1f", "0.4"),
+    ("long:precision_c_9@2 .1f", "0.8"),
     ("vae:test_loss - gan:fid / 2 .1f", "44.0"),     # from left to right
     ("vae:test_loss * 1000 ,.0f", "108,000"),
 ])
@@ -206,36 +207,34 @@ def test_a_torn_log_is_one_line_that_names_the_file(small, tmp_path, capsys):
     assert stop.value.code == 2 and error.count("\n") == 1 and str(tmp_path) in error
 
 
-def test_main_writes_the_pages_and_the_figure(small, tmp_path, capsys):
-    page = small("{{table birds}}", "gan,gan,fid,,,,birds")
+def test_main_writes_the_pages_and_the_figures(small, tmp_path, capsys):
+    page = small("{{table birds}}", "gan,gan,fid,,,,birds", "long,long,fid,,,,birds-long")
+    (tmp_path / "runs" / "long" / "evaluation.jsonl").write_text('{"fid_c_9_floor": 1.5}\n')
     record.main()
     assert (tmp_path / "P.md").read_text(encoding="utf-8") == record.NOTE + page
-    assert (tmp_path / "runs" / "gan-birds.png").stat().st_size > 10_000
+    for name in ("gan-birds.png", "gan-birds-30000.png"):
+        assert (tmp_path / "runs" / name).stat().st_size > 10_000
     assert capsys.readouterr().out == f"{tmp_path / 'P.md'}\n"
 
 
 def test_the_figure_along_training_has_every_run_and_the_bounds(small, tmp_path, monkeypatch):
-    """What is drawn, as matplotlib was told."""
+    """What is drawn, as matplotlib was told. The first row of the log was not measured."""
+    small("", "one,long,fid,,,,birds-long", "another,long-2,fid,,,,birds-long")
     runs = tmp_path / "runs"
-    log = "iteration,seconds,fid\n200,5,30\n300,7,20\n"
-    for name in ("gan", "lsgan"):
-        (runs / name).mkdir(exist_ok=True)
-        (runs / name / "log.csv").write_text(log)
-        (runs / name / "evaluation.jsonl").write_text(
-            '{"fid_c_9_floor": 1.5, "precision_c_9_ceiling": 0.9, "recall_c_9_ceiling": 0.8}\n')
-        shutil.copy(runs / "long" / "along.csv", runs / name)
+    (runs / "long" / "evaluation.jsonl").write_text('{"fid_c_9_floor": 1.5}\n')
+    shutil.copytree(runs / "long", runs / "long-2")
     drawn = []
     plot, axhline = Axes.plot, Axes.axhline
     monkeypatch.setattr(Axes, "plot", lambda axes, x, y, *style, label: (
         drawn.append((label, x, y)), plot(axes, x, y, *style, label=label)))
     monkeypatch.setattr(Axes, "axhline", lambda axes, y, label, **style: (
         drawn.append((label, y)), axhline(axes, y, label=label, **style)))
-    record.save_along(runs / "along.png", {name: runs / name for name in ("gan", "lsgan")})
-    for name in ("gan", "lsgan"):
-        for values in ([30, 20], [0.8, 0.9], [0.5, 0.4]):
-            assert (name, [200, 300], values) in drawn
-    assert [line for line in drawn if line[0] == "training images"] == [
-        ("training images", 1.5), ("training images", 0.9), ("training images", 0.8)]
+    record.save_along(runs / "along.png", "birds-long")
+    for name in ("one", "another"):
+        for values in ((20, 22), (0.8, 0.9), (0.5, 0.4)):
+            assert (name, (200, 300), values) in drawn
+    assert drawn[6:] == [("training images", 1.5), ("training images", 0.95),
+                         ("training images", 0.85)]
     assert (runs / "along.png").stat().st_size > 10_000
 
 
