@@ -318,7 +318,7 @@ def test_weight_decay_shrinks_every_weight_before_a_step(script, tmp_path, monke
     plain, _ = script.main(out=tmp_path / "plain", **flags)
     monkeypatch.setattr(torch.optim, "AdamW", ShrinkThenAdam)
     monkeypatch.setattr(ShrinkThenAdam, "steps", 0)
-    by_hand, log = script.main(out=tmp_path / "hand", weight_decay=2.0, **flags)
+    by_hand, _ = script.main(out=tmp_path / "hand", weight_decay=2.0, **flags)
     assert ShrinkThenAdam.steps == 2 * 12   # 1,500 images in batches of 128
     for own, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(own, other, rtol=1e-4, atol=1e-6)
