@@ -666,6 +666,11 @@ def save_curves(path, rows, step, panels, unit, scale="linear"):
             axes.yaxis.set_major_formatter("{x:g}")   # 20, not 2 times a power of ten
         axes.legend(fontsize="small")
     figure.supxlabel("dashed: training, solid: test", fontsize="small")
+    write_figure(path, figure)
+
+
+def write_figure(path, figure):
+    """A matplotlib figure as a .png file, whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_whole(path, content.getbuffer())
@@ -722,9 +727,7 @@ def save_latent(path, means, data, args):
         if not is_autoencoder(args):
             axes.set(xlim=(-5, 5), ylim=(-5, 5))
     add_key(axes, dots, y, data.classes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getbuffer())
+    write_figure(path, figure)
 
 
 def scatter_by_class(axes, points, y, classes):

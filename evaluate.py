@@ -34,7 +34,6 @@ Distances and classes are those of the images as stored, even if the model saw t
 import ctrl_c  # without a traceback, even during these imports
 import argparse
 import csv
-import io
 import json
 import math
 import sys
@@ -61,6 +60,7 @@ from common import (
     show_second_half,
     tell,
     watched,
+    write_figure,
     write_whole,
 )
 from readers import load_data
@@ -701,9 +701,7 @@ def save_comparison(path, draw_panels, names, usual, logs):
         title = in_figure(f"{', '.join(most)}, but for:")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   title=title)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getbuffer())
+    write_figure(path, figure)
     tell(f"{path}")
 
 

@@ -46,6 +46,7 @@ from common import (
     spherical,
     straight,
     tell,
+    write_figure,
     write_whole,
 )
 from readers import is_at_hand, load_data
@@ -371,9 +372,7 @@ def save_map(args, name, points, data, index, title):
     add_key(axes, dots, y, data.classes)
     axes.set(title=title, xticks=[], yticks=[])
     path = args.out / f"{name}.png"
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getbuffer())
+    write_figure(path, figure)
     tell(f"{path}")
 
 

@@ -16,8 +16,6 @@ wgan-gp) has no threshold, and so no such shares.
 """
 import ctrl_c  # without a traceback, even during these imports
 import argparse
-import csv
-import io
 import re
 import sys
 from pathlib import Path
@@ -27,9 +25,9 @@ import torch
 
 import evaluate
 import metrics
-from common import fail, tell, write_whole
+from common import fail, tell
 from readers import load_data
-from run import data_options, guarded, load_models, path_text, say_nothing
+from run import data_options, guarded, load_models, path_text, say_nothing, write_log
 
 
 def checkpoints(folder):
@@ -72,15 +70,6 @@ def measure(file, data, meter, device):
     return row
 
 
-def save(rows, file):
-    """The rows so far, as a table."""
-    content = io.StringIO()
-    writer = csv.DictWriter(content, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(file, content.getvalue().encode())
-
-
 @guarded
 def main(argv=()):
     parser = argparse.ArgumentParser(prog="python -m tools.along", description=__doc__,
@@ -116,7 +105,7 @@ def main(argv=()):
     rows = []
     for file in files:
         rows.append(measure(file, data, meter, args.device) | bounds)
-        save(rows, Path(args.run, "along.csv"))
+        write_log(Path(args.run, "along.csv"), rows)
         numbers = [f"{name} {value:.3f}" for name, value in rows[-1].items()
                    if name != "iteration" and name not in bounds]
         tell(f"iteration {rows[-1]['iteration']}: {', '.join(numbers)}")

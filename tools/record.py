@@ -23,7 +23,6 @@ in experiments.csv.
 import argparse
 import csv
 import functools
-import io
 import json
 import math
 import operator
@@ -32,7 +31,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from common import fail, write_whole
+from common import fail, write_figure, write_whole
 from evaluate import read_whole_log
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -238,7 +237,7 @@ def save_distances(path, section):
     make_logarithmic(axes, "x")
     make_logarithmic(axes, "y")
     axes.legend()
-    save_figure(path, figure)
+    write_figure(path, figure)
 
 
 def save_along(path, section):
@@ -263,7 +262,7 @@ def save_along(path, section):
         axes.xaxis.set_major_formatter("{x:,g}")
     make_logarithmic(distance, "y")
     distance.legend()
-    save_figure(path, figure)
+    write_figure(path, figure)
 
 
 def draw_by_iteration(axes, rows, column, name):
@@ -280,12 +279,6 @@ def make_logarithmic(axes, name):
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_formatter("")
-
-
-def save_figure(path, figure):
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
 
 
 def main(argv=()):
