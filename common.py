@@ -251,10 +251,10 @@ def binarize(data, args):
     if args.binarize == "threshold":
         return data._replace(x_train=by_parts(above_half, data.x_train),
                              x_test=by_parts(above_half, data.x_test))
-    noise = torch.Generator(data.x_test.device).manual_seed(0)
+    noise = torch.Generator().manual_seed(0)   # of the CPU: the same test set on every device
 
     def drawn(x):
-        p = (x / 255).contiguous()   # so that each pixel gets its noise whatever the layout is
+        p = (x / 255).cpu().contiguous()   # so that each pixel gets its noise in any layout
         return torch.bernoulli(p, generator=noise).mul(255).byte()
 
     return data._replace(x_test=by_parts(drawn, data.x_test))
@@ -292,7 +292,8 @@ def describe(names, values):
 
 
 def typical_values(conditions):
-    """The values (n,) that conditions have where none are named: their means, and an angle of 0."""
+    """The values (n,) that conditions have where none are named: the mean of a number, and 0 of an
+    angle or of a column of zeros and ones."""
     return torch.tensor([condition.mean for condition in conditions], dtype=torch.float64)
 
 
@@ -521,7 +522,7 @@ def spherical(a, b, steps):
     t = torch.linspace(0, 1, steps)[:, None]
     cosine = a @ b / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
-    if not angle.sin() >= 1e-4:   # one direction, opposite ones or, of 0, none (nan): no circle
+    if angle.isnan() or angle.sin() < 1e-4:   # 0, parallel or opposite: no one great circle
         return straight(a, b, steps)
     direction = torch.sin((1 - t) * angle) * a / a.norm() + torch.sin(t * angle) * b / b.norm()
     length = torch.lerp(a.norm(), b.norm(), t)

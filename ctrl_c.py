@@ -1,6 +1,10 @@
 """Import this first: Ctrl-C leaves no traceback, not even while torch is being imported, which
-takes seconds. (Once main has begun, run.py says what was stopped and how to go on.)"""
+takes seconds. (Once main has begun, run.py says what was stopped and how to go on.) A program
+elsewhere that imports these scripts keeps its tracebacks."""
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
 
 
 def without_traceback(kind, error, traceback):
@@ -11,4 +15,6 @@ def without_traceback(kind, error, traceback):
         sys.__excepthook__(kind, error, traceback)
 
 
-sys.excepthook = without_traceback
+program = Path(sys.argv[0]).resolve()
+if program.is_file() and ROOT in program.parents[:2]:   # of this folder, of recipes/ or of tools/
+    sys.excepthook = without_traceback

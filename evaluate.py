@@ -13,7 +13,8 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
     class    class_accuracy_1000: the share of 1,000 samples that a classifier, trained on blurred
              images, too, takes for the class asked for; of a model without labels the counts of
              each class and their entropy. class_accuracy_fitted_1000: the same with z from a
-             Gaussian fitted to the codes of the class (generate.py --fitted, or --digit of a VAE);
+             Gaussian fitted to the codes of the class, here of training images (of test images by
+             generate.py --fitted, or --digit of a VAE);
              class_kl: the KL of that Gaussian to N(0, I). reconstruction_accuracy_N: the share of N
              test images that keep their class. _each: the same by class
     fid kid  distance of N samples to N test images in the features named; _floor: of N training
@@ -396,7 +397,8 @@ def recognised_samples(recogniser, trained, data, args):
         return accuracies(f"class_accuracy_{len(labels)}", guesses, labels, classes)
     counts = guesses.bincount(minlength=classes)
     entropy = Categorical(counts.float()).entropy().item()
-    return {"class_counts_1000": counts.tolist(), "class_entropy_1000": entropy}
+    n = len(labels)
+    return {f"class_counts_{n}": counts.tolist(), f"class_entropy_{n}": entropy}
 
 
 def recognised_fitted_samples(recogniser, trained, data, seed):
@@ -707,13 +709,14 @@ def save_comparison(path, draw_panels, names, usual, logs):
 
 def draw_vae_panels(figure, names, logs, colors):
     """Loss, reconstruction, KL; and rate against distortion after the last epoch."""
-    *by_epoch, axes = figure.subplots(1, 4)
+    panels = figure.subplots(1, 4)
     titles = {"test_loss": "test loss = reconstruction + KL", "test_recon": "reconstruction, test",
               "test_kl": "KL divergence, test"}
-    for panel, (column, title) in zip(by_epoch, titles.items(), strict=True):
+    for panel, (column, title) in zip(panels[:3], titles.items(), strict=True):
         draw_by_epoch(panel, column, names, logs, colors)
         panel.set_ylabel("nats per image")
         panel.set_title(title, fontsize="medium")
+    axes = panels[3]
     axes.set_prop_cycle(color=colors)
     for name, log in zip(names, logs, strict=True):
         rate = log[-1]["test_kl"] or 0   # an autoencoder has none

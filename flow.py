@@ -12,7 +12,7 @@ stretches the space around x. Training raises log p(x|y); to sample, draw z and 
     python flow.py --conditional                   # one class per row
     python flow.py --dataset digits --epochs 60    # no download
 
-An epoch takes 11 minutes of a core, or with --amp 3 minutes of one with AMX.
+An epoch takes 11 to 19 minutes of a core, or with --amp 3 minutes of one with AMX.
 """
 import ctrl_c  # without a traceback, even during these imports
 import math

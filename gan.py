@@ -130,7 +130,7 @@ class UpBlock(nn.Module):
     def forward(self, x, y):
         h = self.conv1(F.relu_(self.norm1(x, y)))              # (B, width, 2H, 2W)
         h = self.conv2(F.relu_(self.norm2(h, y)))              # in place: one array less to write
-        return upsample(self.skip(x)) + h                      # pixel by pixel: it may come first
+        return upsample(self.skip(x)) + h                      # 1x1 commutes with upsampling
 
 
 class DownBlock(nn.Module):
@@ -247,7 +247,7 @@ def wgan_generator(fake):
 DISCRIMINATOR_LOSS = {"gan": gan_discriminator, "lsgan": lsgan_discriminator,
                       "wgan-gp": wgan_critic}
 GENERATOR_LOSS = {"gan": gan_generator, "lsgan": lsgan_generator, "wgan-gp": wgan_generator}
-# The logit above which an image passes for real. A critic has none; another loss belongs here, too.
+# The logit above which an image passes for real. A critic has none. Add that of a new loss here.
 THRESHOLD = {"gan": 0.0, "lsgan": 0.5}
 
 
@@ -296,7 +296,8 @@ def discriminator_step(generator, discriminator, optimizer, x, y, args):
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
         with torch.no_grad():                                  # the generator does not learn here
             fake_images = generator(z, y).float()
-        real, fake = discriminator(x, y), discriminator(fake_images, y)
+        real = discriminator(x, y)
+        fake = discriminator(fake_images, y)
         loss = DISCRIMINATOR_LOSS[args.loss](real, fake)
         objective = loss
         if args.loss == "wgan-gp":
@@ -531,7 +532,7 @@ def flags():
     group.add_argument("--norm", choices=("none", "batch"), default="none",
                        help="normalisation in the discriminator")
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.999, metavar="DECAY",
-                       help="of the averaged weights that draw; 0: none")
+                       help="of the running average of the generator; 0: none")
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(DISCRIMINATOR_LOSS), default="gan",
                        help="original, least squares, Wasserstein with penalty")
@@ -552,7 +553,7 @@ def flags():
                        help="iterations between rows of the log; 0: once, without FID")
     group.add_argument("--fid-features", type=path_text, default="classifier", metavar="NAME",
                        help="classifier, inception, or its weights")
-    add_run_flags(parser)
+    add_run_flags(parser, saved="rows of the log between copies")
     return parser
 
 

@@ -177,7 +177,7 @@ def has_standard_kl(source):
     eps = torch.randn(4, source.latent, generator=generator).to(source.device)
     try:
         mu, logvar = model.encode(x, y)
-        terms = own_loss_terms(source.module, model.model, x, model.told(y), eps)
+        terms = own_loss_terms(source.module, model.model, x, model.as_condition(y), eps)
         return torch.allclose(terms[1], gaussian_kl(mu, logvar), rtol=1e-4, atol=1e-4)
     except Exception:   # a copy's loss may take or return anything, and then it is not this one
         return False
@@ -538,7 +538,7 @@ def told_on_way(source, labels, c):
 def told_in_words(source, c):
     """What a model is told, (1,) or (1, n_c), in a list of words: the class, "30°"."""
     model = source.model
-    c = model.told(c)
+    c = model.as_condition(c)
     if c.ndim == 1:
         return [source.names[c.item()]] if model.classes > 0 else []
     words = []
@@ -885,8 +885,9 @@ def kept_checkpoints(source):
     steps = sorted(files)
     by_epoch = hasattr(source.model.args, "epochs")
     if len(steps) < 2 or (by_epoch and steps != list(range(1, len(steps) + 1))):
-        fail(f"--gif needs a checkpoint of every epoch, and {source.folder} has {len(steps)}; "
-             "train with --save-every 1")
+        every = "every epoch" if by_epoch else "two rows of the log or more"
+        fail(f"--gif needs a checkpoint of {every}, and {source.folder} has {len(steps)}; train "
+             "with --save-every 1")
     return {step: files[step] for step in steps}
 
 
@@ -965,7 +966,7 @@ def flags():
     only.add_argument("--manifold", action="store_true",
                       help="the latent plane by the quantiles of the prior, for each class")
     only.add_argument("--traverse", action="store_true",
-                      help="one row per most active latent unit, from -3 to 3 deviations")
+                      help="one row per most active latent unit, from -3 to 3 sigma")
     only.add_argument("--span", type=number(float, 0, above=True), metavar="S",
                       help="the plane of z 1 and z 2 from -S to S; of a GAN, too")
     only.add_argument("--reconstruct", type=count, metavar="N",

@@ -33,7 +33,7 @@ class VAE(nn.Module):
             nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, 784))
 
     def encode(self, x):
-        """x (B, 784) in [0, 1] -> mu, logvar (B, latent); exp(0.5 * logvar) is the deviation."""
+        """x (B, 784) in [0, 1] -> mu, logvar, (B, latent) each: the log of the variance."""
         mu, logvar = self.encoder(x).chunk(2, dim=1)
         return mu, logvar.clamp(-15, 15)             # far from the overflow of exp
 

@@ -45,7 +45,8 @@ def conv_decoder(in_features, out_channels, side, args):
     while side > 7:
         side //= 2
         up = nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1)   # doubles the side
-        stages.append([*norm_and_activation(width, args), up])             # (B, width, side, side)
+        # (B, width, side, side) -> (B, channels, 2 * side, 2 * side)
+        stages.append([*norm_and_activation(width, args), up])
         channels = width
         width = 2 * width
 
@@ -57,7 +58,8 @@ def conv_decoder(in_features, out_channels, side, args):
 
 
 def norm_and_activation(width, args):
-    """What follows a convolution to `width` channels, or comes before a transposed one."""
+    """What follows a convolution to `width` channels, or comes before a transposed one. Dropout is
+    here, of whole channels, and not in the fully connected layers."""
     layers = [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
     if args.dropout > 0:
         layers.append(nn.Dropout2d(args.dropout))

@@ -264,7 +264,10 @@ def is_at_hand(name, folder):
     if name == "digits" or name not in READERS:
         return name == "digits" or os.path.exists(os.path.expanduser(name))
     from torchvision import datasets
-    place, files = files_of(name, getattr(datasets, name), os.path.expanduser(folder))
+    dataset = getattr(datasets, name)
+    place, files = files_of(name, dataset, os.path.expanduser(folder))
+    if hasattr(dataset, "base_folder") and (place / dataset.base_folder).is_dir():   # CIFAR
+        return True
     for file in files:   # as it was downloaded, or unpacked
         if not (place / file).exists() and not (place / file).with_suffix("").exists():
             return False
@@ -870,7 +873,9 @@ def decode_images(files, options, kept_in, say):
         message = (f"--dataset {files.root}: decoding {len(paths):,} images, once; they are kept "
                    f"in {kept_in.parent}")
         images = watched(decoder.in_processes(), len(paths), message, quiet=say is not tell)
-    shape, channels, damaged = None, 1, []
+    shape = None
+    channels = 1
+    damaged = []
     with scratch_file(kept_in) as raw:
         for i, image in enumerate(images):
             if isinstance(image, ValueError):

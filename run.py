@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import inspect
 import io
 import math
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.distributions import Distribution
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 import processes
@@ -76,7 +78,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26)
 
     def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
@@ -175,7 +177,7 @@ def number(kind, low, above=False, below=None):
         value = kind(text)
         bound = "above" if above else "at least"
         too_low = value <= low if above else value < low
-        if too_low or value != value:   # only nan is unlike itself
+        if too_low or math.isnan(value):
             raise argparse.ArgumentTypeError(f"must be {bound} {low}, not {text}")
         if value >= below:
             raise argparse.ArgumentTypeError(f"must be below {below}, not {text}")
@@ -281,8 +283,8 @@ def add_data_flags(parser):
     return group
 
 
-def add_run_flags(parser):
-    """The plumbing of every training script."""
+def add_run_flags(parser, saved="epochs between figures and copies"):
+    """The plumbing of every training script. saved: the help of --save-every."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=number(int, 0), default=1, metavar="N",
                        help="random seed of weights and noise")
@@ -292,7 +294,7 @@ def add_run_flags(parser):
     group.add_argument("--resume", type=path_text, metavar="RUN",
                        help="continue a run (folder or checkpoint) with its flags")
     group.add_argument("--save-every", type=number(int, 1), default=10, metavar="N",
-                       help="epochs between figures and copies")
+                       help=saved)
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start")
     group.add_argument("--amp", action="store_true", help="matrix products in bfloat16")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -304,7 +306,7 @@ def add_training_flags(parser):
     add_loss_flags(parser)
     group = add_optimizer_flags(parser)
     group.add_argument("--weight-decay", type=number(float, 0), default=0.0, metavar="W",
-                       help="share of each weight, times the rate, lost per step")
+                       help="AdamW: weights lose rate * W a step")
     add_data_flags(parser)
     add_run_flags(parser)
 
@@ -354,6 +356,10 @@ def parse(parser, argv, overrides):
             args.out, args.resume = resume, None
             if not args.quiet:
                 tell(f"{resume} has no checkpoint yet: starting from the beginning")
+    for name, value in overrides.items():
+        if value is False and getattr(args, name):
+            flag = as_flags({name: True})[0]
+            fail(f"{name}=False does not undo {flag} of a file or a run; remove it there")
     args.file, args.script = parser.file, parser.script
     args.command = command_line(parser, argv)
     if resume is not None and started:
@@ -390,8 +396,9 @@ def holds_run_of(folder, command):
 
 def was_only_started(folder):
     """Whether a folder is a run's that was stopped before its first checkpoint."""
-    files = ("args.txt", "checkpoint.pt", "log.csv")
-    return [os.path.exists(Path(folder, name)) for name in files] == [True, False, False]
+    folder = Path(folder)
+    has_steps = (folder / "checkpoint.pt").exists() or (folder / "log.csv").exists()
+    return (folder / "args.txt").exists() and not has_steps
 
 
 def command_of(folder):
@@ -649,6 +656,9 @@ def check_flags(args):
         fail("--binarize needs --likelihood bernoulli")
     if args.sigma != "learned" and bernoulli:
         fail("--sigma needs --likelihood gaussian")
+    if args.lr_schedule == "plateau" and args.beta_schedule != "constant":
+        fail("--lr-schedule plateau watches the objective, which rises with beta; use "
+             "--beta-schedule constant, or another --lr-schedule")
     if args.beta_schedule == "constant":
         if args.beta_warmup is not None:
             fail("--beta-warmup needs --beta-schedule linear or cyclical")
@@ -709,13 +719,16 @@ def warn_of_collapse(run):
 
 
 def takes_condition(model):
-    """Whether the methods of a model take c beside x or z. (gan.py and flow.py count classes.)"""
-    return hasattr(model, "n_c") or hasattr(model, "classes")
+    """Whether encode and decode take c beside x or z, and loss_terms with them."""
+    method = model.encode if hasattr(model, "encode") else model.decode
+    return len(inspect.signature(method).parameters) == 2
 
 
-def told(model):
+def condition_size(model):
     """How many numbers a model is told of an image, a label counting one-hot; a twin none."""
-    return getattr(model, "n_c", getattr(model, "classes", 0))
+    if hasattr(model, "encode"):
+        return getattr(model, "n_c", 0)
+    return getattr(model, "classes", 0)   # gan.py and flow.py know labels only
 
 
 def encode(model, x, c):
@@ -740,7 +753,7 @@ def model_name(model):
     """CVAE, VAE, CAE or AE, or the name of the class of another model."""
     if not hasattr(model, "encode") or not hasattr(model.args, "beta"):
         return type(model).__name__
-    conditional = "C" if told(model) > 0 else ""
+    conditional = "C" if condition_size(model) > 0 else ""
     return conditional + ("AE" if is_autoencoder(model.args) else "VAE")
 
 
@@ -1186,7 +1199,8 @@ def stored_flags(args):
 
 def data_card(data):
     """What a model must know of its data to be rebuilt, and what tells other data from these."""
-    tensors, told_more = [data.x_train, data.y_train, data.y_test], {}
+    tensors = [data.x_train, data.y_train, data.y_test]
+    told_more = {}
     if data.v_train is not None:   # more than the label, or less
         tensors += [data.v_train, data.v_test]
         conditions = [condition._asdict() for condition in data.conditions]
@@ -1200,11 +1214,13 @@ def data_card(data):
 
 
 def check_optimizer(optimizer):
-    """ValueError unless what an optimiser remembers has the shapes of its parameters."""
+    """ValueError unless the means that Adam keeps have the shapes of its parameters. (Another
+    optimiser, of a copy, may keep what it likes.)"""
     for parameter, memory in optimizer.state.items():
-        for value in memory.values():
-            if value.ndim > 0 and value.shape != parameter.shape:
-                raise ValueError(f"{list(value.shape)} is remembered of {list(parameter.shape)}")
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in memory and memory[name].shape != parameter.shape:
+                shapes = f"{list(memory[name].shape)} for {list(parameter.shape)}"
+                raise ValueError(f"{name} has the shape {shapes}")
 
 
 def board_tag(column):
@@ -1475,6 +1491,9 @@ def import_script(checkpoint):
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     module = importlib.import_module(script.replace("/", "."))
+    if Path(module.__file__).resolve() != file.resolve():
+        fail(f"this is a run of {file}, but Python imports {module.__file__} by that name; rename "
+             "one of the two")
     if not hasattr(module, "build"):
         fail(f"{script}.py has no function build(shape, classes, args) to make its model with")
     return module
@@ -1496,17 +1515,17 @@ class Trained:
     def __init__(self, model, name, args, conditions=(), module=None):
         self.model, self.name, self.args = model, name, args
         self.module = module   # of its script
-        self.conditions = conditions if told(model) > 0 else ()
+        self.conditions = conditions if condition_size(model) > 0 else ()
         self.values = typical_values(self.conditions)
         self.latent = getattr(model, "latent", getattr(args, "latent", None))   # numbers in a code
         self.is_flow = hasattr(model, "log_prob") and hasattr(model, "inverse")
-        self.n_c = told(model)
+        self.n_c = condition_size(model)
         self.classes = self.n_c - count_numbers(self.conditions)    # that it was told
         self.is_autoencoder = hasattr(args, "beta") and is_autoencoder(args)
         self.has_encoder = hasattr(model, "encode")
         self.has_likelihood = hasattr(model, "decode")
 
-    def told(self, c):
+    def as_condition(self, c):
         """c as the model takes it: labels (B,) become vectors (B, n_c) if it is told more."""
         if not self.conditions or c.ndim == 2:
             return c
@@ -1515,18 +1534,23 @@ class Trained:
 
     def encode(self, x, c):
         """x (B, C, H, W) -> mu, logvar of the posterior, (B, latent) each."""
-        return encode(self.model, x, self.told(c))
+        return encode(self.model, x, self.as_condition(c))
 
     def decode(self, z, c):
         """z (B, latent) -> p(x|z,c), a distribution over images."""
-        return decode(self.model, z, self.told(c))
+        return decode(self.model, z, self.as_condition(c))
 
     def images(self, z, c):
         """z (B, latent) -> images (B, C, H, W): the mean of p(x|z,c), or what a GAN or a flow makes
         of z."""
-        if self.has_likelihood:
-            return self.decode(z, c).mean
-        return self.model.picture(z, c)
+        if not self.has_likelihood:
+            if not hasattr(self.model, "picture"):
+                fail(f"{self.name} has neither a method decode nor a method picture; add one")
+            return self.model.picture(z, c)
+        p = self.decode(z, c)
+        if not isinstance(p, Distribution):
+            fail(f"{self.name}.decode does not return a torch distribution; make it one")
+        return p.mean
 
     def exact_codes(self, x, y):
         """x (B, C, H, W), y (B,) -> z (B, latent), from which a flow restores x."""
@@ -1580,8 +1604,10 @@ def load_models(path, device="cpu"):
 
 def rebuilt(path, module, checkpoint, part, classes):
     """The model of a checkpoint's part. Shapes are compared before any memory is asked for."""
-    script, weights = f"{checkpoint['script']}.py", checkpoint[part]
-    shape, args = checkpoint["data"]["shape"], SimpleNamespace(**checkpoint["args"])
+    script = f"{checkpoint['script']}.py"
+    weights = checkpoint[part]
+    shape = checkpoint["data"]["shape"]
+    args = SimpleNamespace(**checkpoint["args"])
     shapes = {}
     # A model that cannot be built without its numbers is built for real at once.
     with contextlib.suppress(Exception), torch.device("meta"):

@@ -50,7 +50,7 @@ class VAE(nn.Module):
             self.encoder = conv_encoder(channels, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
         if args.likelihood != "bernoulli" and args.sigma == "learned":
-            self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+            self.log_sigma = nn.Parameter(torch.tensor(-1.0))    # sigma = 0.37 at the start
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
     def encode(self, x):
@@ -93,7 +93,10 @@ def mlp(n_in, n_out, args):
 
 
 def build(shape, n_c, args):
-    """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
+    """A model as main trains it, and as generate.py and evaluate.py rebuild it.
+
+    n_c: how many numbers a CVAE is told of each image; a VAE is told none.
+    """
     return VAE(shape, args)
 
 

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn import functional as F
 
 from common import SIGMA_MIN, Means, active_units, batches, beta_at, binarize, check_images
-from common import draw_eps, fail, fixed_z, gaussian_kl, is_autoencoder, save_grid
+from common import as_in_training, draw_eps, fail, fixed_z, gaussian_kl, is_autoencoder, save_grid
 from networks import conv_decoder, conv_encoder
 from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
@@ -40,7 +40,7 @@ class CVAE(nn.Module):
 
     def __init__(self, shape, n_c, args):
         super().__init__()
-        self.n_c = n_c
+        self.n_c = n_c                              # read by generate.py and evaluate.py
         self.args = args
         channels, height, width = shape
         outputs = channels
@@ -57,7 +57,7 @@ class CVAE(nn.Module):
             self.encoder = conv_encoder(channels + n_c, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
         if args.likelihood != "bernoulli" and args.sigma == "learned":
-            self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+            self.log_sigma = nn.Parameter(torch.tensor(-1.0))    # sigma = 0.37 at the start
         self.classifier = mlp(math.prod(shape), n_c, args)      # q(y|x)
         self.baseline = mlp(math.prod(shape), n_c, args)        # the same, trained on labels alone
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
@@ -110,7 +110,10 @@ def mlp(n_in, n_out, args):
 
 
 def build(shape, n_c, args):
-    """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
+    """A model as main trains it, and as generate.py and evaluate.py rebuild it.
+
+    n_c: how many numbers a CVAE is told of each image; a VAE is told none.
+    """
     return CVAE(shape, n_c, args)
 
 
@@ -169,9 +172,9 @@ def backward_of_labels(model, data, args):
     """The gradient of both cross-entropies, on a batch of labelled images."""
     known = (data.y_train >= 0).nonzero()[:, 0]
     index = known[torch.randint(len(known), (args.batch_size,), device=known.device)]
-    x, y = data.x_train[index].flatten(1) / 255, data.y_train[index]
-    loss = args.alpha * F.cross_entropy(model.classifier(x), y)     # equation 9, last term
-    loss = loss + F.cross_entropy(model.baseline(x), y)
+    x = as_in_training(data.x_train[index] / 255, args).flatten(1)
+    loss = args.alpha * F.cross_entropy(model.classifier(x), data.y_train[index])   # equation 9
+    loss = loss + F.cross_entropy(model.baseline(x), data.y_train[index])
     loss.backward()
 
 
@@ -247,9 +250,9 @@ def flags():
 
 def hide_labels(data, args):
     """The data with --labels labels, of the first images of each class; -1 for the others."""
-    if len(data.classes) < 2 or args.labels < len(data.classes):
-        fail(f"--labels {args.labels} must be at least one for each class of --dataset "
-             f"{args.dataset}, which has {len(data.classes)}")
+    if len(data.classes) < 2 or args.labels % len(data.classes) > 0:
+        fail(f"--labels {args.labels} must be a multiple of the classes of --dataset "
+             f"{args.dataset}, of which there are {len(data.classes)}")
     y = torch.full_like(data.y_train, -1)
     for label in range(len(data.classes)):
         own = (data.y_train == label).nonzero()[:, 0]

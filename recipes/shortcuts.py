@@ -63,7 +63,7 @@ class VAE(nn.Module):
         with torch.no_grad():
             self.up.weight[:n_x] = self.down.weight.T       # at first down and up are a projection
         if args.likelihood != "bernoulli" and args.sigma == "learned":
-            self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+            self.log_sigma = nn.Parameter(torch.tensor(-1.0))    # sigma = 0.37 at the start
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
     def encode(self, x):
@@ -109,7 +109,10 @@ def mlp(n_in, n_out, args):
 
 
 def build(shape, n_c, args):
-    """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
+    """A model as main trains it, and as generate.py and evaluate.py rebuild it.
+
+    n_c: how many numbers a CVAE is told of each image; a VAE is told none.
+    """
     return VAE(shape, args)
 
 

@@ -54,7 +54,7 @@ class VAE(nn.Module):
             self.encoder = conv_encoder(channels, height, width, args)
             self.decoder = conv_decoder(n_z, outputs, height, args)
         if args.likelihood != "bernoulli" and args.sigma == "learned":
-            self.log_sigma = nn.Parameter(torch.tensor(-1.0))
+            self.log_sigma = nn.Parameter(torch.tensor(-1.0))    # sigma = 0.37 at the start
         self.codebook = nn.Parameter(torch.randn(args.codes, args.code_size))       # (K, D)
         self.to(memory_format=torch.channels_last)  # the fast layout of convolutions
 
@@ -110,14 +110,17 @@ def mlp(n_in, n_out, args):
 
 
 def build(shape, n_c, args):
-    """A model as main trains it, and as generate.py and evaluate.py rebuild it."""
+    """A model as main trains it, and as generate.py and evaluate.py rebuild it.
+
+    n_c: how many numbers a CVAE is told of each image; a VAE is told none.
+    """
     return VAE(shape, args)
 
 
 # ---------------------------------------------------------------------------------------- loss
 
 def loss_terms(model, x, eps):
-    """Reconstruction and KL, in nats per image (B,), whose sum is the negative ELBO; and mu.
+    """Reconstruction in nats per image (B,); zeros (B,), there being no KL; and mu.
 
     eps (B, latent): noise of the reparameterisation (arXiv 1312.6114, section 2.4); zeros in an
     autoencoder.

@@ -72,7 +72,7 @@ def check_decoder(trained, shape, script):
     y = torch.arange(8, device=device) % max(1, trained.classes)
     h = z
     if trained.n_c > 0:
-        c = trained.told(y)
+        c = trained.as_condition(y)
         if c.ndim == 1:
             c = F.one_hot(c, trained.classes)
         h = torch.cat([z, c], dim=1)   # (8, latent + n_c)

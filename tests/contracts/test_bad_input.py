@@ -37,6 +37,7 @@ BAD_FLAGS = [
     (AE, "--beta-schedule linear --epochs 1", ["--beta-schedule linear", "raise --epochs"]),
     (AE, "--beta-schedule linear --beta-warmup 9 --epochs 8", ["--beta-warmup", "from 2 to 8"]),
     (AE, "--beta-schedule cyclical --beta-warmup 3 --epochs 8", ["--beta-warmup", "from 2 to 2"]),
+    (AE, "--lr-schedule plateau --beta-schedule linear", ["plateau", "--beta-schedule constant"]),
     (AE, "--sigma 0", ["--sigma", "at least 0.0039"]),
     (AE, "--sigma learnt", ["--sigma", "learnt"]),
     (AE, "--sigma 0.1 --likelihood bernoulli", ["--sigma", "--likelihood gaussian"]),
@@ -118,6 +119,8 @@ def test_help_is_a_page_in_groups_with_examples(name, capsys, monkeypatch):
     size = 32 if name == "flow" else 128
     assert f"(default: {size})" in text   # batch size, or z of a GAN
     assert "default: False" not in text and "default: None" not in text
+    if name in AE:   # a default of 0 is one, too
+        assert text.count("(default: 0.0)") == 2   # --dropout and --weight-decay
 
 
 # ------------------------------------------------------------------------------------------ data

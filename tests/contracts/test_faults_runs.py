@@ -604,3 +604,30 @@ def test_no_flipped_bit_passes(whole, tmp_path, capsys):
         for name, weight in whole_one["model"].items():
             assert torch.equal(loaded["model"][name], weight)
     assert passed < 10
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adafactor, torch.optim.LBFGS])
+def test_another_optimiser_may_remember_what_it_likes(optimizer):
+    """Adafactor keeps means of rows and columns, LBFGS plain numbers; Adam has one for a weight."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+
+    def loss():
+        weight.grad = torch.ones(3, 2)
+        return weight.sum()
+
+    own = optimizer([weight])
+    own.step(loss)
+    run.check_optimizer(own)
+    adam = torch.optim.Adam([weight])
+    adam.step(loss)
+    run.check_optimizer(adam)
+    adam.state[weight]["exp_avg"] = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="exp_avg"):
+        run.check_optimizer(adam)
+
+
+def test_false_does_not_undo_a_flag_unheard(tmp_path, refused):
+    (tmp_path / "args.txt").write_text("--amp\n")
+    line = refused(vae, [f"@{tmp_path}/args.txt"], amp=False, dataset="digits")
+    assert "amp=False does not undo --amp" in line
+    assert not run.parse(vae.flags(), [], {"amp": False}).amp

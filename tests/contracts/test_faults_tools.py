@@ -526,6 +526,23 @@ def test_ctrl_c_while_torch_is_imported(script):
     assert result.stderr == "stopped before the first step\n"
 
 
+def test_a_program_elsewhere_keeps_its_tracebacks(tmp_path):
+    program = tmp_path / "own.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport ctrl_c\n"
+                       "def own():\n    raise KeyboardInterrupt\nown()\n")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert "in own" in result.stderr and "stopped" not in result.stderr
+
+
+def test_the_script_that_is_hashed_is_the_one_imported(vae_run, tmp_path, monkeypatch, capsys):
+    """Another vae.py may come first on Python's path."""
+    monkeypatch.setitem(sys.modules, "vae", SimpleNamespace(__file__=str(tmp_path / "vae.py")))
+    with pytest.raises(SystemExit):
+        run.load_models(vae_run[0])
+    line = capsys.readouterr().err
+    assert f"{ROOT}/vae.py" in line and f"{tmp_path}/vae.py" in line
+
+
 def test_a_folder_that_the_first_edition_split_otherwise_is_refused(tmp_path, capsys):
     """Its tenth of the files was another one: test images of now were trained on."""
     for split, n in (("photos", 12), ("sorted/train", 12), ("sorted/test", 4)):

@@ -231,7 +231,8 @@ def test_recorded_runs_can_be_replayed():
 
 RESUMED = [
     ("vae", {}),
-    ("vae", {"lr_schedule": "plateau", "beta_schedule": "linear", "binarize": "dynamic"}),
+    ("vae", {"lr_schedule": "plateau", "binarize": "dynamic"}),
+    ("vae", {"beta_schedule": "linear"}),
     ("vae", {"arch": "conv", "hidden": 4, "dropout": 0.2, "likelihood": "gaussian"}),
     ("cvae", {}),
     ("cvae", {"no_baseline": True, "beta": 0, "lr_schedule": "cosine"}),

@@ -197,7 +197,7 @@ def test_a_run_remembers_its_conditions(npz, tmp_path):
 
     # Told a label only, the others are at their means, and the angle is 0.
     expected = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0, 1, 0.0]])
-    torch.testing.assert_close(trained.told(torch.tensor([2, 0])), expected)
+    torch.testing.assert_close(trained.as_condition(torch.tensor([2, 0])), expected)
     trained.values[2] = 90
     z = torch.randn(1, 3)
     asked = torch.tensor([[0, 1, 0, 0, 0, 0, 0, 1.0]])
@@ -275,3 +275,16 @@ def test_the_tool_on_a_run(tmp_path, monkeypatch, capsys):
     assert list(found) == names
     assert 0 < found["angle_error_real_50"] < found["angle_error_50"] < 60
     assert (tmp_path / "run" / "evaluation.jsonl").read_text().count("\n") == 1
+
+
+def test_whether_a_model_is_told_c_is_seen_from_its_methods():
+    """Not from the names of its layers, which a copy may change."""
+    model = vae.build((1, 28, 28), 0, vae_args("--hidden=4", "--latent=2"))
+    model.classes = torch.nn.Linear(2, 3)
+    x = torch.rand(5, 1, 28, 28)
+    assert torch.equal(run.encode(model, x, None)[0], model.encode(x)[0])
+    assert run.condition_size(model) == 0 and run.model_name(model) == "VAE"
+    model = cvae.build((1, 28, 28), 3, vae_args("--hidden=4", "--latent=2"))
+    c = torch.tensor([0, 1, 2, 0, 1])
+    assert torch.equal(run.encode(model, x, c)[0], model.encode(x, c)[0])
+    assert run.condition_size(model) == 3 and run.model_name(model) == "CVAE"

@@ -180,7 +180,8 @@ def test_what_a_recipe_draws_besides(name, runs):
 @pytest.mark.parametrize("name, flags, said", [
     ("vq_vae", {"latent": 10, "code_size": 4}, "--code-size"),
     ("vq_vae", {"beta": 1}, "--beta"),
-    ("semi_supervised", {"labels": 9}, "--labels"),
+    ("semi_supervised", {"labels": 9}, "--labels 9 must be a multiple"),
+    ("semi_supervised", {"labels": 105}, "there are 10"),
 ])
 def test_bad_flags_of_recipes_are_refused(name, flags, said, refused):
     module = importlib.import_module(f"recipes.{name}")
@@ -435,7 +436,7 @@ def test_without_a_label_the_bound_is_a_mean_over_labels_and_a_kl():
 
 def test_only_the_labels_that_are_told_are_told():
     data = random_data(n_train=40)
-    hidden = semi_supervised.hide_labels(data, recipe_flags(semi_supervised, "--labels=10"))
+    hidden = semi_supervised.hide_labels(data, recipe_flags(semi_supervised, "--labels=8"))
     counts = torch.bincount(hidden.y_train + 1, minlength=5).tolist()
     assert counts == [32, 2, 2, 2, 2]     # 2 of each class, and -1
     told = hidden.y_train >= 0

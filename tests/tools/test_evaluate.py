@@ -549,3 +549,25 @@ def test_runs_of_gan_are_not_compared(vae_run, tmp_path, refused):
              quiet=True, device="cpu", out=tmp_path / "gan")
     line = refused(evaluate, [str(vae_run[0]), str(tmp_path / "gan")])
     assert "no test_loss" in line
+
+
+def test_counts_of_samples_are_named_for_how_many_there_were(digits):
+    """Of a model told conditions there is a sample for each test image, and these are few."""
+    trained = SimpleNamespace(conditions=("angle",), classes=0, latent=2, prior=lambda: None,
+                              images=lambda z, c: z.sum(1).view(-1, 1, 1, 1).expand(-1, 1, 28, 28))
+    data = digits._replace(v_test=torch.zeros(297, 2))
+    args = SimpleNamespace(seed=1, temperature=1.0)
+    found = evaluate.recognised_samples(lambda x: x.flatten(1)[:, :10], trained, data, args)
+    assert set(found) == {"class_counts_297", "class_entropy_297"}
+    assert sum(found["class_counts_297"]) == 297
+
+
+@pytest.mark.parametrize("methods, said", [
+    ({"encode": code}, "Odd has neither a method decode nor a method picture"),
+    ({"encode": code, "decode": lambda z: z}, "Odd.decode does not return a torch distribution"),
+])
+def test_a_model_without_images_says_so(methods, said, capsys):
+    trained = Trained(Odd(**methods), "Odd", SimpleNamespace(latent=2))
+    with pytest.raises(SystemExit):
+        trained.images(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
+    assert said in capsys.readouterr().err

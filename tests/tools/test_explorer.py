@@ -393,6 +393,9 @@ def test_data_at_hand(tmp_path):
         assert not is_at_hand("MNIST", tmp_path)
         (folder / name).touch()
     assert is_at_hand("MNIST", tmp_path) and not is_at_hand("KMNIST", tmp_path)
+    assert not is_at_hand("CIFAR10", tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert is_at_hand("CIFAR10", tmp_path) and not is_at_hand("CIFAR100", tmp_path)
     assert is_at_hand("digits", tmp_path) and is_at_hand(str(tmp_path), "data")
     assert not is_at_hand(str(tmp_path / "none.npz"), "data")
 
