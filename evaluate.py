@@ -143,13 +143,13 @@ def measure(checkpoint, module, models, args):
     if can_reconstruct:
         note_other_loss(module, first, seen)
 
-    found = {}
+    measured = {}
     if "class" in wanted:
-        recogniser = metrics.classifier(data, Path(args.out, "cache"), robust=True)
-        found[f"classifier_accuracy_{len(data.x_test)}"] = recogniser.accuracy
+        classifier = metrics.trained_classifier(data, Path(args.out, "cache"), robust=True)
+        measured[f"classifier_accuracy_{len(data.x_test)}"] = classifier.accuracy
     if wanted_distances:
         meter = DistanceMeter(wanted_distances, data, args)
-        found |= meter.bounds()
+        measured |= meter.bounds()
 
     for prefix, trained in models.items():
         row = {}
@@ -161,20 +161,20 @@ def measure(checkpoint, module, models, args):
         if "mse" in wanted:
             row |= errors(trained, seen)
         if "class" in wanted and can_reconstruct:
-            row |= recognised_reconstructions(recogniser, trained, seen)
+            row |= classes_of_reconstructions(classifier, trained, seen)
         if "class" in wanted and not trained.is_autoencoder:
-            found_in_samples = recognised_samples(recogniser, trained, data, args)
-            row |= with_temperature(found_in_samples, args)
+            in_samples = classes_of_samples(classifier, trained, data, args)
+            row |= with_temperature(in_samples, args)
         if "class" in wanted and can_reconstruct and not trained.conditions:
-            row |= recognised_fitted_samples(recogniser, trained, seen, args.seed)
+            row |= classes_of_fitted_samples(classifier, trained, seen, args.seed)
         if wanted_distances:
             distances = meter.distances(draw(trained, meter.labels, args.seed, args.temperature))
             row |= with_temperature(distances, args)
         if "nll" in wanted:
             row |= likelihoods(trained, seen, args)
         for name, value in row.items():
-            found[prefix + name] = value
-    return found
+            measured[prefix + name] = value
+    return measured
 
 
 def load_data_of_run(checkpoint, args):
@@ -331,7 +331,7 @@ def errors(trained, data):
     return row
 
 
-def recognised_reconstructions(recogniser, trained, data):
+def classes_of_reconstructions(classifier, trained, data):
     """The share of test images that keep their class, in all and by class.
 
     Their class is that of their label, not the one that the classifier takes the original for.
@@ -339,7 +339,7 @@ def recognised_reconstructions(recogniser, trained, data):
     guesses = []
     for x, c in batches(data.x_test, data.c_test, 1000, shuffle=False):
         mu, _ = trained.encode(x, c)
-        guesses.append(recogniser(trained.images(mu, c)).argmax(1))
+        guesses.append(classifier(trained.images(mu, c)).argmax(1))
     name = f"reconstruction_accuracy_{len(data.x_test)}"
     return accuracies(name, torch.cat(guesses), data.y_test, len(data.classes))
 
@@ -382,7 +382,7 @@ def draw(trained, c, seed, temperature=1.0):
         yield trained.images(z, y)
 
 
-def recognised_samples(recogniser, trained, data, args):
+def classes_of_samples(classifier, trained, data, args):
     """Of 1,000 samples: the share that is of the class asked for, in all and by class; of a model
     without labels the count of each class, and the entropy in nats, at most ln(classes)."""
     classes = len(data.classes)
@@ -391,7 +391,7 @@ def recognised_samples(recogniser, trained, data, args):
     if trained.conditions:   # as they are in the test set
         labels = metrics.subset(data.y_test, 1000)
         c = metrics.subset(data.c_test, 1000)
-    guesses = [recogniser(x).argmax(1) for x in draw(trained, c, args.seed, args.temperature)]
+    guesses = [classifier(x).argmax(1) for x in draw(trained, c, args.seed, args.temperature)]
     guesses = torch.cat(guesses)
     if trained.classes > 0:
         return accuracies(f"class_accuracy_{len(labels)}", guesses, labels, classes)
@@ -401,7 +401,7 @@ def recognised_samples(recogniser, trained, data, args):
     return {f"class_counts_{n}": counts.tolist(), f"class_entropy_{n}": entropy}
 
 
-def recognised_fitted_samples(recogniser, trained, data, seed):
+def classes_of_fitted_samples(classifier, trained, data, seed):
     """Of 1,000 samples whose z is not from the prior but from the Gaussian fitted to the codes of a
     class: the share that is of that class, in all and by class; and the KL of that Gaussian to
     N(0, I), in nats: how far the codes of a class are from the prior."""
@@ -420,7 +420,7 @@ def recognised_fitted_samples(recogniser, trained, data, seed):
             z[labels == label] = gaussian.sample(((labels == label).sum(),))
             gaussians.append(gaussian)
     device = data.x_test.device
-    guesses = recogniser(trained.images(z.to(device), labels.to(device))).argmax(1)
+    guesses = classifier(trained.images(z.to(device), labels.to(device))).argmax(1)
     row = accuracies("class_accuracy_fitted_1000", guesses.cpu(), labels, classes)
     if trained.is_autoencoder or trained.prior() is not None:   # N(0, I) is not its prior
         return row
@@ -603,16 +603,16 @@ def read_flags(run):
         fail(f"{run} is not a run folder: it has no args.txt")
     if not Path(run, "log.csv").is_file():
         fail(f"{run} ended before its first epoch did; leave it out")
-    found = {}
+    settings = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("--") and not RETIRED.match(line):
             name, equals, value = line.removeprefix("--").partition("=")
-            found[name] = value if equals else "on"
+            settings[name] = value if equals else "on"
     # What the first edition did when there was no such flag.
-    found.setdefault("background", "white")
-    if found.get("arch", "mlp") == "mlp":
-        found.setdefault("layers", "1")
-    return found
+    settings.setdefault("background", "white")
+    if settings.get("arch", "mlp") == "mlp":
+        settings.setdefault("layers", "1")
+    return settings
 
 
 def read_whole_log(run):
@@ -783,16 +783,16 @@ def heading_of(name):
     return "loss on the test set"
 
 
-def print_table(found, classes):
+def print_table(row, classes):
     """The numbers by heading, a line each; lists with the names of the classes."""
-    width = max((len(name) for name in found), default=0)
+    width = max((len(name) for name in row), default=0)
     for heading in HEADINGS:
-        names = [name for name in found if heading_of(name) == heading]
+        names = [name for name in row if heading_of(name) == heading]
         if names:
             tell("")
             tell(heading)
         for name in names:
-            value = found[name]
+            value = row[name]
             if isinstance(value, list):
                 tell(f"  {name}")
                 print_by_class(value, classes)
@@ -877,13 +877,13 @@ def measure_or_compare(args):
         metrics.check_inception_weights(args.fid_features)
     run = args.runs[0]
     checkpoint, module, models = load_models(run, pick_device(args.device))
-    found = measure(checkpoint, module, models, args)
-    print_table(found, checkpoint["data"]["classes"])
+    measured = measure(checkpoint, module, models, args)
+    print_table(measured, checkpoint["data"]["classes"])
     if Path(run).is_dir():
         unit = "epoch" if "epochs" in checkpoint["args"] else "iteration"
-        row = {unit: checkpoint["epoch"], "seed": args.seed, **found}
+        row = {unit: checkpoint["epoch"], "seed": args.seed, **measured}
         append_line(Path(run, "evaluation.jsonl"), row)
-    return found
+    return measured
 
 
 if __name__ == "__main__":

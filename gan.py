@@ -27,7 +27,7 @@ from common import (
     spherical,
     write_whole,
 )
-from metrics import FIDMeter, can_train_classifier, check_inception_weights, classifier
+from metrics import FIDMeter, can_train_classifier, check_inception_weights, trained_classifier
 from processes import average_gradients, own_rows
 from readers import load_data
 from run import (
@@ -370,24 +370,26 @@ def make_meters(args, data):
     meter = FIDMeter(data, args.fid_features, args.data, quiet=args.quiet)
     if not can_train_classifier(data):
         return meter, None
-    return meter, classifier(data, quiet=args.quiet)
+    return meter, trained_classifier(data, quiet=args.quiet)
 
 
-def measure(generator, data, args, meter, recogniser):
+def measure(generator, data, args, meter, classifier):
     """{name: number}: the Frechet distance of samples with its floor and, where there is a
     classifier, the counts of 1,000 samples by class."""
     if meter is None:
         return {}
-    found = {meter.name: meter.distance(draw(generator, data, args, meter.n)),
-             f"{meter.name}_floor": meter.floor}
-    if recogniser is not None:
-        labels = [recogniser(x).argmax(1) for x in draw(generator, data, args, 1000)]
+    measured = {
+        meter.name: meter.distance(draw(generator, data, args, meter.n)),
+        f"{meter.name}_floor": meter.floor,
+    }
+    if classifier is not None:
+        labels = [classifier(x).argmax(1) for x in draw(generator, data, args, 1000)]
         counts = torch.cat(labels).bincount(minlength=len(data.classes))
-        found["class_counts_1000"] = counts.tolist()
-    return found
+        measured["class_counts_1000"] = counts.tolist()
+    return measured
 
 
-def save_evaluation(run, iteration, found):
+def save_evaluation(run, iteration, measured):
     """Add a line to evaluation.jsonl; those that a resumed run will write again are dropped, and so
     is what is no line of it."""
     file = run.folder / "evaluation.jsonl"
@@ -396,7 +398,7 @@ def save_evaluation(run, iteration, found):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if is_earlier(line, iteration):
                 lines.append(line)
-    lines.append(json.dumps({"iteration": iteration, **found}))
+    lines.append(json.dumps({"iteration": iteration, **measured}))
     write_whole(file, "\n".join([*lines, ""]).encode())
 
 
@@ -423,7 +425,7 @@ def save_results(run, generator, data, meter):
     save_figures(generator, data, run)
 
 
-def warn(run, iteration, row, found, data):
+def warn(run, iteration, row, measured, data):
     """Say so if the discriminator has won, or if a class is missing among the samples; not at the
     start, when the samples are noise."""
     if iteration < 1000:
@@ -431,7 +433,7 @@ def warn(run, iteration, row, found, data):
     if (row["d_accuracy"] or 0) > 0.99:
         run.say("warning: the discriminator is always right and teaches nothing; "
                 "try --loss wgan-gp or more training images")
-    counts = found.get("class_counts_1000", [])
+    counts = measured.get("class_counts_1000", [])
     lost = [name for name, count in zip(data.classes, counts, strict=False) if count == 0]
     if lost:
         run.say(f"warning: none of 1,000 samples is of class {', '.join(lost)}; "
@@ -617,7 +619,7 @@ def main(argv=(), **overrides):
         generator.compile()
         discriminator.compile()
 
-    meter, recogniser = make_meters(args, data)
+    meter, classifier = make_meters(args, data)
 
     means = Means()
     lr = d_scheduler.get_last_lr()[0]                          # at the start of the interval
@@ -639,11 +641,11 @@ def main(argv=(), **overrides):
             interval = f"iterations {run.done + 1} to {iteration}"
             row = {"lr": lr} | dict.fromkeys(COLUMNS) | means.compute(interval)
             run.show("measuring")
-            found = measure(average, data, args, meter, recogniser)
+            measured = measure(average, data, args, meter, classifier)
             if meter is not None:
-                row["fid"] = found[meter.name]
-                save_evaluation(run, iteration, found)
-            warn(run, iteration, row, found, data)
+                row["fid"] = measured[meter.name]
+                save_evaluation(run, iteration, measured)
+            warn(run, iteration, row, measured, data)
             run.save(row, note_of(row, meter), iteration)
             save_results(run, average, data, meter)
             means = Means()

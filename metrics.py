@@ -78,7 +78,7 @@ def can_train_classifier(data):
     return len(data.classes) > 1 and len(data.x_train) >= 100 * len(data.classes)
 
 
-def classifier(data, cache="results/cache", quiet=False, robust=False):
+def trained_classifier(data, cache="results/cache", quiet=False, robust=False):
     """The Classifier of a labelled data set; `accuracy` is that on its real test images.
 
     A robust one was also trained on blurred images; the plain one often mistakes a blurry 4 of a
@@ -261,7 +261,7 @@ def extractor(data, kind="classifier", folder="data", cache="results/cache", qui
         described = f"autoencoder of {data.name}"
     else:
         name = "classifier" if source is data else source.name.lower()
-        network = classifier(source, cache, quiet)
+        network = trained_classifier(source, cache, quiet)
         size = source.x_train.shape[2:]
         described = (f"classifier of {source.name}, right on {network.accuracy:.2%} of its "
                      "test images")
@@ -453,7 +453,7 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
     """
     mu, logvar = model.encode(x, y)
     prior = model.prior()
-    found = []
+    nlls = []
     for i in torch.arange(len(x), device=x.device).split(max(1, rows // samples)):
         eps = torch.stack([torch.randn(samples, mu.shape[1], generator=noise) for _ in i])
         eps = eps.to(x.device)                                                  # (b, K, latent)
@@ -468,8 +468,8 @@ def nll_is(model, x, y, samples=500, noise=None, rows=1000):
             log_ratio = torch.cat(log_prior, 1) - log_q
         log_p = [log_p_x_given_z(model, x[i], y[i], part) for part in z.split(rows, 1)]
         log_w = log_ratio + torch.cat(log_p, 1)                                 # (b, K)
-        found.append(math.log(samples) - log_w.logsumexp(1))
-    return torch.cat(found)
+        nlls.append(math.log(samples) - log_w.logsumexp(1))
+    return torch.cat(nlls)
 
 
 def log_p_x_given_z(model, x, y, z):

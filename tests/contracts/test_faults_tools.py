@@ -94,11 +94,11 @@ def test_no_file_that_is_loaded_runs_code(old_format, vae_run, tmp_path, refused
     assert "bomb.pth" in line
 
     data = rows_of_stripes()
-    metrics.classifier(data, tmp_path / "cache")
+    metrics.trained_classifier(data, tmp_path / "cache")
     file = next((tmp_path / "cache").iterdir())
     weights = torch.load(file, weights_only=True)
     save(weights | {"body.0.weight": bomb}, file)
-    metrics.classifier(data, tmp_path / "cache")
+    metrics.trained_classifier(data, tmp_path / "cache")
     assert f"{file} is broken" in capsys.readouterr().out
     assert not (tmp_path / "burst").exists()
 
@@ -125,21 +125,21 @@ def damage(file, kind):
 @pytest.mark.parametrize("kind", ["half", "empty", "foreign", "flipped", "shapes", "list"])
 def test_a_broken_cached_classifier_is_trained_again(kind, tmp_path, capsys):
     data = rows_of_stripes()
-    whole = metrics.classifier(data, tmp_path).state_dict()
+    whole = metrics.trained_classifier(data, tmp_path).state_dict()
     file = next(tmp_path.iterdir())
     damage(file, kind)
     capsys.readouterr()
-    again = metrics.classifier(data, tmp_path).state_dict()
+    again = metrics.trained_classifier(data, tmp_path).state_dict()
     printed = capsys.readouterr().out
     assert f"{file} is broken" in printed and printed.count("\n") == 2
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert list(tmp_path.iterdir()) == [file]
-    metrics.classifier(data, tmp_path)
+    metrics.trained_classifier(data, tmp_path)
     assert capsys.readouterr().out == ""   # the file is whole again
 
 
 def test_a_classifier_that_cannot_be_kept_ends_nothing(capsys):
-    network = metrics.classifier(rows_of_stripes(), "/dev/null/cache")
+    network = metrics.trained_classifier(rows_of_stripes(), "/dev/null/cache")
     assert network.accuracy == 1
     line = capsys.readouterr().out.splitlines()[-1]
     assert "/dev/null/cache" in line and "going on" in line
@@ -164,7 +164,7 @@ def test_a_checkpoint_under_another_name_is_in_no_film(tmp_path):
 
 def test_a_name_of_a_data_set_is_a_name_of_a_file(tmp_path):
     data = rows_of_stripes()._replace(name="a/b\n$" + "c" * 1000)
-    metrics.classifier(data, tmp_path, quiet=True)
+    metrics.trained_classifier(data, tmp_path, quiet=True)
     file, = tmp_path.iterdir()
     assert file.name.startswith("a-b-cccc") and len(file.name) < 150
 

@@ -326,7 +326,7 @@ def test_a_classifier_is_trained_the_same_from_the_host(tmp_path, on_host, monke
     for place in (lambda: None, on_host):
         place()
         data = load_data("digits", train_size=300, test_size=50)
-        network = metrics.classifier(data, tmp_path / str(len(weights)), quiet=True)
+        network = metrics.trained_classifier(data, tmp_path / str(len(weights)), quiet=True)
         weights.append(torch.cat([p.flatten() for p in network.parameters()]))
         images = next(metrics.image_batches(data.x_test, 20))
         assert images.shape == (20, 1, 28, 28)

@@ -59,7 +59,7 @@ def test_a_classifier_knows_digits_and_a_robust_one_blurred_digits(digits, cache
         x = F.avg_pool2d(x, 3, stride=1, padding=1)
     right_on_blurred = {}
     for robust in (False, True):
-        network = metrics.classifier(digits, cache, robust=robust)
+        network = metrics.trained_classifier(digits, cache, robust=robust)
         assert 0.94 < network.accuracy < 1   # exactly 1 would be too good
         guesses = network(x).argmax(1)
         right_on_blurred[robust] = (guesses == digits.y_test).double().mean()
@@ -70,21 +70,21 @@ def test_a_classifier_knows_digits_and_a_robust_one_blurred_digits(digits, cache
 def test_a_classifier_is_trained_once_for_each_data_set(small, tmp_path, monkeypatch):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = metrics.classifier(small, tmp_path)
+    first = metrics.trained_classifier(small, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)   # a run goes on as if nothing had been
-    again = metrics.classifier(small, tmp_path / "elsewhere", quiet=True)
+    again = metrics.trained_classifier(small, tmp_path / "elsewhere", quiet=True)
     assert all(map(torch.equal, first.parameters(), again.parameters()))
 
     trained = []
     monkeypatch.setattr(metrics, "train", lambda network, data, *_: trained.append(data))
-    cached = metrics.classifier(small, tmp_path)
+    cached = metrics.trained_classifier(small, tmp_path)
     assert torch.equal(cached.head.weight, first.head.weight)
     assert trained == []
     others = [small._replace(name="other"), small._replace(x_train=small.x_train ^ 1),
               small._replace(y_train=1 - small.y_train)]
     for other in others:
-        metrics.classifier(other, tmp_path)
-    metrics.classifier(small, tmp_path, robust=True)
+        metrics.trained_classifier(other, tmp_path)
+    metrics.trained_classifier(small, tmp_path, robust=True)
     assert len(trained) == 4
 
 
@@ -122,7 +122,7 @@ def test_frechet_distance_of_stretched_and_shifted_points():
 def test_fid_of_noise_and_of_training_images(digits, cache):
     meter = metrics.FIDMeter(digits, cache=cache, quiet=True)
     assert (meter.name, meter.n) == ("fid_classifier_297", 297)
-    network = metrics.classifier(digits, cache)
+    network = metrics.trained_classifier(digits, cache)
     noise = torch.rand(297, 1, 28, 28, generator=seeded())
     training = torch.cat(list(metrics.image_batches(digits.x_train, 297)))
     real = network.features(digits.x_test / 255).double().numpy()

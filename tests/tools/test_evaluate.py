@@ -180,7 +180,7 @@ def test_samples_from_a_fitted_gaussian_are_of_the_class_it_was_fitted_to():
         label = (torch.atan2(z[:, 1], z[:, 0]) / step).round() % 10
         return label.view(-1, 1, 1, 1) / 255
 
-    def recogniser(x):
+    def classifier(x):
         return F.one_hot((255 * x.flatten()).round().long(), 10)
 
     trained = SimpleNamespace(latent=2, is_autoencoder=False, encode=encode, images=images,
@@ -188,7 +188,7 @@ def test_samples_from_a_fitted_gaussian_are_of_the_class_it_was_fitted_to():
     y = torch.arange(100) % 10
     x = y.byte().view(-1, 1, 1, 1)
     data = Data("circle", x, y, x, y, [str(label) for label in range(10)])
-    found = evaluate.recognised_fitted_samples(recogniser, trained, data, seed=1)
+    found = evaluate.classes_of_fitted_samples(classifier, trained, data, seed=1)
     assert found["class_accuracy_fitted_1000"] == 1
     expected = 0.5 * (3 ** 2 + 2 * (math.exp(-4) - 1 + 4))   # KL(N(m, s^2 I) || N(0, I))
     assert found["class_kl"] == pytest.approx(expected, rel=1e-4)
@@ -206,7 +206,7 @@ def test_a_gaussian_is_fitted_to_codes_of_images_as_the_model_saw_them():
                               images=lambda z, c: z, args=SimpleNamespace(binarize="dynamic"))
     x, y = torch.full((40, 1, 2, 2), 127, dtype=torch.uint8), torch.arange(40) % 2
     data = Data("grey", x, y, x, y, ["a", "b"])
-    evaluate.recognised_fitted_samples(lambda x: x, trained, data, seed=1)
+    evaluate.classes_of_fitted_samples(lambda x: x, trained, data, seed=1)
     pixels = torch.cat(seen)
     assert len(seen) == 2 and set(pixels.unique().tolist()) == {0.0, 1.0}
     assert 0.3 < pixels.mean() < 0.7
@@ -557,7 +557,7 @@ def test_counts_of_samples_are_named_for_how_many_there_were(digits):
                               images=lambda z, c: z.sum(1).view(-1, 1, 1, 1).expand(-1, 1, 28, 28))
     data = digits._replace(v_test=torch.zeros(297, 2))
     args = SimpleNamespace(seed=1, temperature=1.0)
-    found = evaluate.recognised_samples(lambda x: x.flatten(1)[:, :10], trained, data, args)
+    found = evaluate.classes_of_samples(lambda x: x.flatten(1)[:, :10], trained, data, args)
     assert set(found) == {"class_counts_297", "class_entropy_297"}
     assert sum(found["class_counts_297"]) == 297
 

@@ -66,10 +66,10 @@ def test_the_classifiers_in_the_box_are_those_of_the_data(real, name, least, rob
     """Nothing is trained, and other data do not get them."""
     monkeypatch.setattr(metrics, "train", None)   # a call would fail
     data = load_data(name, real(name), test_size=1000)
-    assert metrics.classifier(data, tmp_path, robust=robust).accuracy > least - 0.02
+    assert metrics.trained_classifier(data, tmp_path, robust=robust).accuracy > least - 0.02
     other = data._replace(y_train=data.y_train.flip(0))
     with pytest.raises(TypeError):
-        metrics.classifier(other, tmp_path, robust=robust)
+        metrics.trained_classifier(other, tmp_path, robust=robust)
 
 
 def test_the_classifiers_in_the_box_are_small_and_named_by_their_data():
