@@ -69,9 +69,9 @@ from run import (
     RETIRED,
     Parser,
     check_split,
-    data_card,
     data_options,
     guarded,
+    is_other_data,
     load_models,
     number,
     own_loss_terms,
@@ -195,10 +195,7 @@ def load_data_of_run(checkpoint, args):
 def note_changed_data(checkpoint, data):
     """Print a line if these data, as the model sees them, are not those that it was trained on.
     Where the run saw a subset of the training images, or is of the first edition, none can tell."""
-    trained_on = checkpoint["data"].get("content")
-    if trained_on is None or checkpoint["args"]["train_size"] is not None:
-        return
-    if data_card(data)["content"] != trained_on:
+    if checkpoint["args"]["train_size"] is None and is_other_data(checkpoint["data"], data):
         tell("note: the data have changed since this run was trained; the numbers are those of the "
              "data as they are now")
 

@@ -53,9 +53,9 @@ from readers import is_at_hand, load_data
 from run import (
     Parser,
     check_split,
-    data_card,
     data_options,
     guarded,
+    is_other_data,
     load_models,
     number,
     own_loss_terms,
@@ -145,7 +145,7 @@ class Source:
                  "restore the data, or name their new place with --dataset")
         if hasattr(args, "binarize"):
             data = binarize(data, args)
-        if self.card.get("content", "") not in ("", data_card(data)["content"]):
+        if is_other_data(self.card, data):
             tell(f"note: --dataset {self.dataset} has changed since this run was trained")
         return data
 

@@ -919,7 +919,7 @@ class Run:
 
     def check_processes(self):
         """All processes must have read the same data, and have a row of the last batch."""
-        contents = processes.collect(self.card["content"])
+        contents = processes.collect(self.card["content"] + self.card["test content"])
         for number, content in enumerate(contents):
             if content != contents[0]:
                 fail(f"--dataset {self.args.dataset} of process {number} is not that of process 0; "
@@ -987,8 +987,9 @@ class Run:
 
     def check_data(self, card):
         """A run is continued on the data that it was started on."""
+        older = {"test content": self.card["test content"]} | card   # runs that did not note it
         for name, value in self.card.items():
-            if name != "name" and card.get(name) != value:
+            if name != "name" and older.get(name) != value:
                 fail(f"--resume {self.args.resume}: {self.args.dataset} no longer matches what the "
                      f"run was trained on (another {name}); restore the data, name their new "
                      "place with --dataset, or start a new run")
@@ -1208,9 +1209,21 @@ def data_card(data):
     digest = hashlib.sha256()
     for tensor in tensors:
         hash_rows(digest, tensor)
+    test_digest = hashlib.sha256()
+    hash_rows(test_digest, data.x_test)
     return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
             "training images": len(data.x_train), "test images": len(data.x_test),
-            "content": digest.hexdigest(), **told_more}
+            "content": digest.hexdigest(), "test content": test_digest.hexdigest(), **told_more}
+
+
+def is_other_data(card, data):
+    """Whether data are not those of the data card of a run. Runs of the first edition do not say,
+    and older ones do not of their test images."""
+    today = data_card(data)
+    for name in ("content", "test content"):
+        if card.get(name) not in (None, "", today[name]):
+            return True
+    return False
 
 
 def check_optimizer(optimizer):

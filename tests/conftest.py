@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import cvae
+import flow
+import gan
+import run
 import vae
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +40,18 @@ def out(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return folder.parent   # of all workers
     return folder
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Without matplotlib, which takes most of the time of such short runs."""
+    def nothing(*_):
+        pass
+
+    monkeypatch.setattr(run, "save_curves", nothing)
+    monkeypatch.setattr(gan, "save_curves", nothing)
+    monkeypatch.setattr(flow, "save_curves", nothing)
+    monkeypatch.setattr(run, "save_latent", nothing)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 from conftest import ROOT
 
@@ -20,6 +21,8 @@ import flow
 import gan
 import generate
 import vae
+from readers import load_data
+from run import set_defaults
 
 TRAINING = {"vae": vae, "cvae": cvae, "gan": gan, "flow": flow}
 SCRIPTS = TRAINING | {"generate": generate, "evaluate": evaluate, "demo": demo}
@@ -98,6 +101,24 @@ def test_every_flag_is_read(name):
     for action in SCRIPTS[name].flags()._actions:
         read = re.search(rf'args(\.|, "){action.dest}\b', source + shared)
         assert read or f'"{action.dest}"' in source or action.dest == "help", action.dest
+
+
+SIZES = [("vae", "latent"), ("vae", "hidden"), ("vae", "layers"), ("cvae", "latent"),
+         ("cvae", "hidden"), ("cvae", "layers"), ("gan", "width"), ("gan", "latent"),
+         ("flow", "hidden"), ("flow", "blocks"), ("flow", "couplings")]
+
+
+@pytest.mark.parametrize("name, flag", SIZES)
+def test_every_size_is_that_of_the_model(name, flag):
+    sizes = []
+    for number in (4, 8):
+        args = SCRIPTS[name].flags().parse_args([f"--{flag}={number}"])
+        if name in ("vae", "cvae"):
+            set_defaults(args, load_data("digits"))
+        with torch.device("meta"):
+            model = SCRIPTS[name].build((1, 28, 28), 10, args)
+        sizes.append(sum(p.numel() for p in model.parameters()))
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

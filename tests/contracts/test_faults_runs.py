@@ -348,7 +348,7 @@ def test_only_the_same_data_are_trained_on(npz, tmp_path, refused):
     dimmer = x[:20] // 2
     changes = [{"x_train": x[:21], "y_train": np.arange(21) % 4},
                {"x_test": x[20:], "y_test": np.arange(8) % 4},
-               {"x_train": dimmer}, {"y_train": np.arange(20)[::-1] % 4},
+               {"x_train": dimmer}, {"x_test": x[20:27] // 2}, {"y_train": np.arange(20)[::-1] % 4},
                {"classes": np.array(list("abcd"))}]
     for change in changes:
         npz(**change)
@@ -631,3 +631,46 @@ def test_false_does_not_undo_a_flag_unheard(tmp_path, refused):
     line = refused(vae, [f"@{tmp_path}/args.txt"], amp=False, dataset="digits")
     assert "amp=False does not undo --amp" in line
     assert not run.parse(vae.flags(), [], {"amp": False}).amp
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_the_end_of_the_memory_is_said_in_a_line(error, monkeypatch, tmp_path, capsys):
+    def train_epoch(*_):
+        raise error
+
+    monkeypatch.setattr(vae, "train_epoch", train_epoch)
+    with pytest.raises(SystemExit) as stop:
+        vae.main(out=tmp_path / "run", **SMALL)
+    line = capsys.readouterr().err
+    assert stop.value.code == 1 and line.count("\n") == 1
+    assert "out of memory; use a smaller model, --batch-size" in line
+
+
+def test_another_error_keeps_its_traceback(monkeypatch, tmp_path):
+    def train_epoch(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(vae, "train_epoch", train_epoch)
+    with pytest.raises(RuntimeError, match="shapes"):
+        vae.main(out=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("script, collapsed", [(vae, ["the posterior"]),
+                                               (cvae, ["the posterior", "the twin's posterior"])])
+def test_a_collapse_is_said_at_the_end_of_a_run(script, collapsed, tmp_path, capsys):
+    script.main(out=tmp_path / "run", **SMALL | {"beta": 1000, "quiet": False})
+    said = capsys.readouterr().out
+    for name in collapsed:
+        assert f"warning: {name} has collapsed" in said
+
+
+def test_a_run_that_did_not_note_its_test_images_can_be_resumed(tmp_path):
+    """Before they had a hash of their own."""
+    folder = tmp_path / "run"
+    vae.main(out=folder, **SMALL | {"lr_schedule": "constant"})
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del checkpoint["data"]["test content"]
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    _, rows = vae.main(resume=folder, epochs=SMALL["epochs"] + 1)
+    assert len(rows) == SMALL["epochs"] + 1

@@ -222,6 +222,9 @@ def test_moved_data_are_found_with_dataset(tool, flags, moved, tmp_path, refused
     others = npz(x_train=np.full((20, 8, 8), 9, np.uint8))
     tool.main([folder], dataset=others, out=tmp_path, **flags)
     assert "since this run was trained" in capsys.readouterr().out
+    others = npz(x_test=np.full((7, 8, 8), 9, np.uint8))
+    tool.main([folder], dataset=others, out=tmp_path, **flags)
+    assert "since this run was trained" in capsys.readouterr().out
 
     other_shape = npz(x_train=np.full((20, 9, 9), 9, np.uint8), x_test=np.ones((7, 9, 9), np.uint8))
     line = refused(tool, [folder], dataset=other_shape, out=tmp_path, **flags)

@@ -396,3 +396,17 @@ def test_the_page_has_the_recorded_numbers():
     paragraph = page.partition("[Measured]")[2].partition("\n\n")[0]
     numbers = re.findall(r"[\d,]*\d{3}", paragraph)
     assert len(numbers) == 7 and set(numbers) <= set(re.findall(r"[\d,]+\d", table))
+
+
+def test_images_are_moved_to_the_device_where_data_on_says_so(monkeypatch):
+    """Also where they do not seem to fit; "cpu" keeps them even where they do."""
+    x = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    monkeypatch.setattr(readers, "fits", lambda n_bytes, device: False)
+    meta = torch.device("meta")
+    on_device, _ = readers.place_images(x, x, meta, "device")
+    on_host, _ = readers.place_images(x, x, meta, None)
+    assert on_device.device == meta and isinstance(on_host, HostImages)
+    monkeypatch.setattr(readers, "fits", lambda n_bytes, device: True)
+    on_device, _ = readers.place_images(x, x, meta, None)
+    on_host, _ = readers.place_images(x, x, meta, "cpu")
+    assert on_device.device == meta and isinstance(on_host, HostImages)

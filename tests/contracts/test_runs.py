@@ -75,18 +75,6 @@ def fake_meter(monkeypatch):
     monkeypatch.setattr(gan, "make_meters", lambda args, data: (FakeMeter(), None))
 
 
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Without matplotlib, which takes most of the time of such short runs."""
-    def nothing(*_):
-        pass
-
-    monkeypatch.setattr(run, "save_curves", nothing)
-    monkeypatch.setattr(gan, "save_curves", nothing)
-    monkeypatch.setattr(flow, "save_curves", nothing)
-    monkeypatch.setattr(run, "save_latent", nothing)
-
-
 class Killed(Exception):
     """Stands for a kill."""
 

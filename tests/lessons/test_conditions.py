@@ -17,6 +17,8 @@ from common import Condition, above_half, decode_numbers, encode_values
 from readers import load_data, turn
 from tools import angles
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SMALL = {"hidden": 8, "latent": 3, "epochs": 1, "quiet": True, "device": "cpu"}
 ANGLE = Condition("angle", "angle", -90.0, 90.0)
 SLANT = Condition("slant", "number", -1.0, 3.0, 1.0, 0.5)
@@ -288,3 +290,27 @@ def test_whether_a_model_is_told_c_is_seen_from_its_methods():
     c = torch.tensor([0, 1, 2, 0, 1])
     assert torch.equal(run.encode(model, x, c)[0], model.encode(x, c)[0])
     assert run.condition_size(model) == 3 and run.model_name(model) == "CVAE"
+
+
+def test_the_sample_grid_turns_one_z_from_left_to_right():
+    """A class per row; the angles go from the lowest to the highest."""
+    data = load_data("digits", rotate=60, condition=None)
+    z, c, texts = run.sample_grid(torch.randn(64, 2), data)
+    assert texts["columns"] == 7 and texts["names"] == data.classes
+    assert (texts["heads"][0], texts["heads"][3], texts["heads"][6]) == ("-60°", "0°", "60°")
+    assert c[:, :10].argmax(1).tolist() == [label for label in range(10) for _ in range(7)]
+    angles = decode_numbers(c[:, 10:], data.conditions)[:, 0]
+    torch.testing.assert_close(angles.float(), torch.linspace(-60, 60, 7).repeat(10))
+    assert len(z) == 70 and len(z.unique(dim=0)) == 1
+
+
+def test_the_sample_grid_of_labels_alone_and_of_angles_alone():
+    z = torch.randn(64, 2)
+    data = load_data("digits")
+    own_z, y, texts = run.sample_grid(z, data)
+    assert y.tolist() == [label for label in range(10) for _ in range(8)]
+    assert torch.equal(own_z, z[:8].repeat(10, 1)) and texts["names"] == data.classes
+    data = load_data("digits", rotate=60, condition="angle")
+    own_z, c, texts = run.sample_grid(z, data)
+    assert c.shape == (56, 2) and not texts["names"]
+    assert torch.equal(own_z, z[:8].repeat_interleave(7, 0))

@@ -17,6 +17,8 @@ import vae
 from readers import load_data
 from run import make_scheduler
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SHAPE = (1, 8, 8)
 SHORT = {"dataset": "digits", "hidden": 8, "latent": 3, "epochs": 2, "train_size": 100,
          "test_size": 30, "batch_size": 32, "quiet": True, "device": "cpu"}

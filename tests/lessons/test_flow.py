@@ -13,6 +13,7 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, SigmoidTransform
 
 import flow
+from run import make_scheduler
 
 SHAPE = (1, 4, 4)   # the smallest image that can be squeezed twice
 COLOUR = (3, 8, 8)
@@ -232,3 +233,44 @@ def test_couplings_see_numbers_of_mean_0_and_variance_1():
     model.fit(x, y)
     z, _ = model(x, y)                               # the couplings do nothing yet
     assert z.mean().abs() < 1e-4 and (z.std() - 1).abs() < 1e-4
+
+
+def test_a_step_follows_the_clipped_gradient_of_images_with_noise(monkeypatch):
+    """One batch: u is drawn from U(0, 1), and the step is that of plain gradient descent."""
+    seen = []
+
+    def spy(model, x, y, u):
+        seen.append((x, y, u))
+        return loss_terms(model, x, y, u)
+
+    loss_terms = flow.loss_terms
+    monkeypatch.setattr(flow, "loss_terms", spy)
+    model, by_hand = trained(COLOUR).train(), trained(COLOUR).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    args = flow_args("--batch-size=20", "--lr-schedule=constant", "--epochs=1")
+    data = random_data(shape=COLOUR)
+    row = flow.train_epoch(model, optimizer, make_scheduler(optimizer, 20, args), data, 1, args)
+    (x, y, u), = seen
+    assert u.min() >= 0 and u.max() < 1
+    assert u.mean() == pytest.approx(1 / 2, abs=0.02)
+    assert u.std() == pytest.approx(math.sqrt(1 / 12), abs=0.01)
+    loss = loss_terms(by_hand, x, y, u).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), flow.MAX_GRADIENT)
+    assert norm > flow.MAX_GRADIENT   # so that the clipping is seen
+    assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q - 1e-3 * q.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_fits_its_constants_once_and_its_norms_after_every_epoch(tmp_path, monkeypatch):
+    refreshed = []
+    refresh_norms = flow.refresh_norms
+    monkeypatch.setattr(flow, "refresh_norms",
+                        lambda *given: refreshed.append(given) or refresh_norms(*given))
+    monkeypatch.setattr(flow, "save_figures", lambda *_: None)
+    model, _ = flow.main(dataset="digits", train_size=100, test_size=20, couplings=2, hidden=4,
+                         epochs=2, quiet=True, device="cpu", out=tmp_path / "run")
+    assert len(refreshed) == 2
+    fitted = [layer for layer in model.modules() if isinstance(layer, flow.Standardize)]
+    assert fitted and all((layer.deviation != 1).any() for layer in fitted)

@@ -189,7 +189,8 @@ def test_the_generator_follows_its_loss_and_the_discriminator_does_not_learn(los
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_amp_takes_about_the_same_step(loss):
-    found = []
+    """The gradients of both networks, too: that of a critic is of its penalty as well."""
+    found, gradients = [], []
     for flags in ([], ["--amp"]):
         args, (x, y) = gan_args(f"--loss={loss}", *flags), small_batch()
         generator, discriminator = small_networks()
@@ -198,8 +199,12 @@ def test_amp_takes_about_the_same_step(loss):
         terms = gan.discriminator_step(generator, discriminator, d_optimizer, x, y, args)
         terms |= gan.generator_step(generator, discriminator, g_optimizer, y, args)
         found.append(torch.stack([terms[name] for name in ("d_loss", "g_loss", "d_real")]))
+        of_all = [p.grad.flatten() for network in (generator, discriminator)
+                  for p in network.parameters() if p.grad is not None]
+        gradients.append(torch.cat(of_all))
     torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.02)
     assert not torch.equal(found[0], found[1])
+    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[0].norm()
 
 
 def test_the_average_follows_the_weights():
@@ -387,6 +392,8 @@ def test_a_run_of_each_loss(loss, flags, g_steps, calls, tmp_path):
             expected.append("generator_step")
     assert steps == expected
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    for name in ("d_optimizer", "g_optimizer"):                # those of the WGAN-GP paper
+        assert checkpoint[name]["param_groups"][0]["betas"] == (0.0, 0.9)
     for name, count in (("d_scheduler", 12), ("g_scheduler", len(g_steps))):
         assert checkpoint[name]["last_epoch"] == count
         assert checkpoint[name]["_last_lr"] == [pytest.approx(0, abs=1e-9)]
@@ -485,3 +492,26 @@ def test_a_narrow_gan_learns_where_the_ink_is(calls, tmp_path):
     real = (data.x_test / 255).mean((0, 1))
     correlation = torch.corrcoef(torch.stack([samples.flatten(), real.flatten()]))[0, 1]
     assert 0.5 < correlation < 0.999
+
+
+def test_the_floor_and_the_classifier_are_of_all_training_images(monkeypatch):
+    """Also where the run sees a part of them: the distances are then those of evaluate.py."""
+    seen = []
+    for name in ("FIDMeter", "trained_classifier"):
+        monkeypatch.setattr(gan, name, lambda data, *_, **__: seen.append(len(data.x_train)))
+    args = gan_args("--dataset=digits", "--train-size=50")
+    gan.make_meters(args, load_data("digits", train_size=50))
+    assert seen == [1500, 1500]
+
+
+def test_a_discriminator_that_has_won_and_a_class_that_is_lost_are_said():
+    said = []
+    run = SimpleNamespace(say=said.append)
+    data = SimpleNamespace(classes=["cat", "dog", "owl"])
+    counts = {"class_counts_1000": [500, 0, 500]}
+    gan.warn(run, 999, {"d_accuracy": 1.0}, counts, data)      # the samples are still noise
+    gan.warn(run, 1000, {"d_accuracy": 0.9}, {"class_counts_1000": [1, 1, 998]}, data)
+    gan.warn(run, 1000, {"d_accuracy": None}, {}, data)        # a critic, and no classifier
+    assert said == []
+    gan.warn(run, 1000, {"d_accuracy": 1.0}, counts, data)
+    assert "always right" in said[0] and "of class dog;" in said[1]

@@ -342,6 +342,21 @@ def test_likelihood_of_a_bernoulli_model_is_a_sum_over_a_grid(prior):
     torch.testing.assert_close(nll, torch.stack(expected), rtol=0, atol=0.02)
 
 
+def test_likelihood_of_every_class_is_a_sum_over_a_grid():
+    """log p(x|y) of either class, whatever the image's own."""
+    x = (torch.rand(10, 1, 2, 4, generator=seeded()) > 0.4).float()
+    model = Coins()
+    z, step = torch.linspace(-8, 8, 1601)[:, None], 0.01
+    expected = torch.empty(10, 2)
+    for label in range(2):
+        p = model.decode(z, torch.full((1601,), label))
+        for i in range(10):
+            log_joint = p.log_prob(x[i]) + Normal(0, 1).log_prob(z[:, 0])
+            expected[i, label] = (log_joint + math.log(step)).logsumexp(0)
+    found = metrics.class_log_likelihoods(model, x, 20_000, seeded())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+
+
 def test_a_fast_bernoulli_is_the_librarys_even_where_a_logit_is_huge():
     logits = torch.tensor([-200.0, -30, -1, 0, 1e-3, 2, 50, 200]).repeat(6, 1).view(6, 2, 2, 2)
     logits = logits * torch.linspace(0.1, 1, 6).view(6, 1, 1, 1)   # of 2 images, 3 codes each

@@ -117,6 +117,7 @@ def runs(tmp_path_factory):
             module.main(argv, out=folder / name)
             if name != "hinge_sn":
                 module.main(resume=folder / name, epochs=2, quiet=True)
+                module.main(argv, epochs=2, out=folder / f"{name}-whole")
     return {name: folder / name for name in FLAGS}
 
 
@@ -125,6 +126,11 @@ def test_a_recipe_trains_resumes_and_says_how_to_go_on(name, runs):
     rows = run.read_log(runs[name])
     assert len(rows) == 2
     assert all(math.isfinite(value) for value in rows[-1].values() if value is not None)
+    if name != "hinge_sn":   # resumed after an epoch: the same as a run of two
+        whole = run.read_log(runs[name].with_name(f"{name}-whole"))
+        for row in rows + whole:
+            del row["seconds"]
+        assert rows == whole
     text = (runs[name] / "args.txt").read_text()
     assert text.startswith(f"# python -m recipes.{name} ")
     module = importlib.import_module(f"recipes.{name}")
@@ -180,6 +186,7 @@ def test_what_a_recipe_draws_besides(name, runs):
 @pytest.mark.parametrize("name, flags, said", [
     ("vq_vae", {"latent": 10, "code_size": 4}, "--code-size"),
     ("vq_vae", {"beta": 1}, "--beta"),
+    ("iwae", {"beta": 2}, "--beta"),
     ("semi_supervised", {"labels": 9}, "--labels 9 must be a multiple"),
     ("semi_supervised", {"labels": 105}, "there are 10"),
 ])
@@ -470,3 +477,45 @@ def test_the_hinge_loss_is_content_beyond_one():
     assert loss.tolist() == [0, 0, 1.5, 6.0]
     assert hinge_sn.GENERATOR_LOSS["hinge"](fake).tolist() == [2, 1, 0, -3]
     assert hinge_sn.flags().parse_args([]).loss == "hinge"
+
+
+# ------------------------------------------------------------------------------ what they learn
+
+def test_k_draws_of_every_image():
+    args = recipe_flags(iwae, "--k=5")
+    eps = iwae.draw_k_eps(images(3), args)
+    assert eps.shape == (5, 3, 3)
+    assert len(eps.flatten().unique()) == 45
+
+
+def test_the_codebook_learns():
+    model = made(vq_vae, "--latent=4", "--codes=4", "--code-size=2")
+    args = recipe_flags(vq_vae, "--latent=4", "--codes=4", "--code-size=2")
+    vq_vae.backward(model, images(), torch.zeros(5, 4), 0.0, args)
+    assert model.codebook.grad.abs().sum() > 0
+
+
+def test_either_classifier_has_its_own_error():
+    """One that always says 0, and one that always says 3, which is rarer."""
+    data = random_data()
+    model = made(semi_supervised)
+    for classifier, label in ((model.classifier, 0), (model.baseline, 3)):
+        torch.nn.init.zeros_(classifier[-1].weight)
+        classifier[-1].bias.data = torch.nn.functional.one_hot(torch.tensor(label), 4).float()
+    row = semi_supervised.evaluate(model, data, 1, recipe_flags(semi_supervised))
+    assert row["test_error"] == pytest.approx((data.y_test != 0).float().mean().item())
+    assert row["baseline_error"] == pytest.approx((data.y_test != 3).float().mean().item())
+
+
+def test_alpha_weighs_the_cross_entropy_of_one_classifier_alone():
+    data = random_data()
+    gradients = []
+    for alpha in (1, 3):
+        model = made(semi_supervised)
+        torch.manual_seed(1)
+        args = recipe_flags(semi_supervised, f"--alpha={alpha}")
+        semi_supervised.backward_of_labels(model, data, args)
+        gradients.append((model.classifier[-1].weight.grad, model.baseline[-1].weight.grad))
+    (own, baseline), (own_of_3, baseline_of_3) = gradients
+    torch.testing.assert_close(own_of_3, 3 * own)
+    torch.testing.assert_close(baseline_of_3, baseline)

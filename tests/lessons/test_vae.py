@@ -24,6 +24,8 @@ from common import Means, active_units, batches, beta_at
 from readers import load_data
 from run import make_scheduler, warn_of_collapse
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SHAPE = (1, 6, 6)
 
 

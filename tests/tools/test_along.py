@@ -12,6 +12,8 @@ from readers import load_data
 from run import load_models
 from tools import along
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SHORT = {"dataset": "digits", "width": 4, "latent": 2, "batch_size": 8, "iterations": 12,
          "eval_every": 0, "device": "cpu", "quiet": True}
 

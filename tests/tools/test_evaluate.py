@@ -22,6 +22,8 @@ from common import Data
 from readers import load_data
 from run import Trained, load_models, parse, read_log
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 QUICK = {"metrics": "elbo,mse", "device": "cpu"}
 
 
@@ -571,3 +573,71 @@ def test_a_model_without_images_says_so(methods, said, capsys):
     with pytest.raises(SystemExit):
         trained.images(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
     assert said in capsys.readouterr().err
+
+
+def grey_as_class(z, c):
+    """Images (N, 1, 28, 28) whose grey level is the class; a 3 comes out as a 4."""
+    label = torch.where(c == 3, 4, c)
+    return label.view(-1, 1, 1, 1).expand(-1, 1, 28, 28) / 255
+
+
+def read_grey(x):
+    """The classifier of such images: logits (N, 10)."""
+    return F.one_hot((255 * x[:, 0, 0, 0]).round().long(), 10)
+
+
+def test_shares_of_samples_and_reconstructions_that_have_their_class(digits):
+    """A model that draws what it is asked for, but for threes."""
+    trained = SimpleNamespace(conditions=(), classes=10, latent=2, prior=lambda: None,
+                              encode=lambda x, c: (x.flatten(1), None), images=grey_as_class)
+    args = SimpleNamespace(seed=1, temperature=1.0)
+    samples = evaluate.classes_of_samples(read_grey, trained, digits, args)
+    reconstructions = evaluate.classes_of_reconstructions(read_grey, trained, digits)
+    expected = [1, 1, 1, 0, 1, 1, 1, 1, 1, 1]
+    assert samples == {"class_accuracy_1000": pytest.approx(0.9),
+                       "class_accuracy_1000_each": expected}
+    assert reconstructions["reconstruction_accuracy_297_each"] == expected
+    share = 1 - (digits.y_test == 3).double().mean().item()
+    assert reconstructions["reconstruction_accuracy_297"] == pytest.approx(share)
+
+
+def test_the_classifier_that_measures_also_saw_blurred_images(vae_run, out, monkeypatch):
+    asked = []
+
+    def trained_classifier(data, cache, robust):
+        asked.append(robust)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+        network.accuracy = 0.5
+        return network
+
+    monkeypatch.setattr(metrics, "trained_classifier", trained_classifier)
+    found = evaluate.main([str(vae_run[0])], metrics="class", out=out, device="cpu")
+    assert asked == [True] and found["classifier_accuracy_297"] == 0.5
+
+
+@torch.no_grad()
+def test_a_model_told_an_angle_is_measured_with_the_angle_of_each_image(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    model, log = cvae.main(out=folder, **TINY | {"epochs": 1, "rotate": 60, "test_size": 50,
+                                                 "no_baseline": True})
+    found = evaluate.main([str(folder)], metrics="elbo,mse,nll", nll_samples=2, out=tmp_path,
+                          device="cpu")
+    assert found["test_loss"] == pytest.approx(log[-1]["test_loss"], rel=1e-5)
+    assert "grey_pixel_given_c_is2" in found
+    data = load_data("digits", rotate=60, condition=None, test_size=50)
+    x, c = data.x_test / 255, data.c_test
+    mu, _ = model.encode(x, c)
+    mse = (model.decode(mu, c).mean - x).square().mean().item()
+    assert found["mse"] == pytest.approx(mse, rel=1e-5)
+
+    _, _, models = load_models(folder)
+    told = []
+    trained = SimpleNamespace(conditions=models[""].conditions, classes=10, latent=2,
+                              prior=lambda: None,
+                              images=lambda z, c: told.append(c) or grey_as_class(z, 0 * c[:, 0]))
+    evaluate.classes_of_samples(read_grey, trained, data, SimpleNamespace(seed=1, temperature=1.0))
+    assert torch.equal(told[0], metrics.subset(c, 50))
+    monkeypatch.setattr(metrics, "extractor", lambda *_: ("pixels", torch.nn.Flatten()))
+    args = SimpleNamespace(fid_features="classifier", data="data", out="results")
+    meter = evaluate.DistanceMeter(["pr"], data, args)
+    assert torch.equal(meter.labels, metrics.subset(c, 50))

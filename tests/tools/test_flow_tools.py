@@ -61,6 +61,26 @@ def test_samples_by_class_and_temperature(flow_run, tmp_path):
     assert names == {"samples_4_t0.png", "samples_3_2.png", "classes_t0.7.png"}
 
 
+@torch.no_grad()
+def test_a_temperature_scales_the_codes(model, flow_run, monkeypatch):
+    """z = T eps, in generate.py and in evaluate.py; with model's own random weights."""
+    drawn = []
+    monkeypatch.setattr(generate, "load_models", lambda *_: (checkpoint, module, {"": model}))
+    monkeypatch.setattr(generate, "save_images",
+                        lambda args, name, images, *_, **__: drawn.append(images))
+    checkpoint, module, _ = load_models(flow_run)
+    generate.main([flow_run, "--digit=3", "--samples=2", "--temperature=0.7"])
+    z = generate.noise(range(2), 784, 1)
+    y = torch.tensor([3, 3])
+    torch.testing.assert_close(drawn[0], model.images(0.7 * z, y))
+    generate.main([flow_run, "--classes", "--columns=1", "--temperature=0.7"])
+    torch.testing.assert_close(drawn[1], model.images((0.7 * z[:1]).repeat(10, 1),
+                                                      torch.arange(10)))
+    images = torch.cat(list(evaluate.draw(model, y, 3, 0.7)))
+    eps = torch.randn(2, 784, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(images, model.images(0.7 * eps, y))
+
+
 def test_temperature_0_is_one_image_for_each_class(flow_run, tmp_path):
     """z is then 0 whatever its seed, and what is left is the label."""
     generate.main([flow_run, "--classes", "--columns=3", "--temperature=0"], out=tmp_path)

@@ -366,10 +366,11 @@ def test_reconstruct_shows_the_absolute_difference(cvae_run, tmp_path, shown):
 def test_every_dot_of_a_map_has_the_colour_of_its_class(flags, cvae_run, tmp_path, capsys,
                                                          monkeypatch):
     from matplotlib.axes import Axes
-    scatter, colors = Axes.scatter, []
+    scatter, colors, places = Axes.scatter, [], []
 
     def spy(axes, x, y, **style):
         colors.append(style["c"])
+        places.append(torch.stack([torch.as_tensor(x), torch.as_tensor(y)], 1))
         return scatter(axes, x, y, **style)
 
     monkeypatch.setattr(Axes, "scatter", spy)
@@ -381,6 +382,11 @@ def test_every_dot_of_a_map_has_the_colour_of_its_class(flags, cvae_run, tmp_pat
     if "--tsne" in flags:
         y = y[torch.linspace(0, 296, 60).long()]
     assert colors and all(torch.equal(color, y) for color in colors)
+    mu, _ = load(cvae_run[0])[0].posteriors
+    if "--scatter" in flags:
+        torch.testing.assert_close(places[0], mu)
+    if "--pca" in flags:   # of two dimensions: turned about their mean
+        torch.testing.assert_close(torch.pdist(places[0].float()[:50]), torch.pdist(mu[:50]))
 
 
 @pytest.mark.parametrize("package, flags", [("sklearn", ["--tsne", "9"]), ("sklearn", ["--pca"]),
@@ -575,3 +581,17 @@ def test_a_path_is_printed_when_the_file_is_complete(vae_run, tmp_path, monkeypa
     with pytest.raises(RuntimeError):
         generate.main([str(vae_run[0])], out=tmp_path / "out")
     assert capsys.readouterr().out == "" and list((tmp_path / "out").iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_manifold_moves_the_two_most_active_units_of_more(shown, tmp_path, monkeypatch):
+    """The first and the third of four; the others stay at their mean, 0."""
+    vae.main(out=tmp_path / "run", **TINY | {"latent": 4, "epochs": 1})
+    monkeypatch.setattr(generate, "most_active", lambda *_: torch.tensor([2, 0, 1, 3]))
+    name, images, columns, texts = shown(tmp_path / "run", "--manifold", "--steps=2")[0]
+    assert (name, columns) == ("manifold", 4)
+    source, _ = load(tmp_path / "run")
+    low, high = generate.places_on_axis(4)[[0, -1]].tolist()
+    corners = torch.tensor([[low, 0, high, 0], [high, 0, low, 0]])   # top left, bottom right
+    expected = source.model.images(corners, torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(images[[0, -1]], expected)

@@ -1,4 +1,5 @@
 """A decoder that begins at the mean training image has a better first epoch."""
+import pytest
 import torch
 from conftest import TINY
 
@@ -6,6 +7,8 @@ import vae
 from readers import load_data
 from run import as_flags, parse, set_defaults
 from tools import mean_start
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def test_what_it_draws_at_first_is_the_mean_image():

@@ -27,6 +27,25 @@ def test_a_model_draws_without_data(file, tmp_path, monkeypatch):
     assert (tmp_path / "samples_64.png").stat().st_size > 1000
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gan-conditional-mnist", "cvae-mnist", "cvae-conv-mnist",
+                                  "vae-mnist-z20", "flow-mnist"])
+def test_samples_of_a_model_are_digits(name):
+    """Of the class asked for or, of a model without labels, of nearly all classes."""
+    file = next(metrics.MODELS.glob("MNIST-robust-classifier*"))
+    classifier = metrics.Classifier(1, 10)
+    classifier.load_state_dict(torch.load(file, weights_only=True))
+    classifier.eval()
+    _, _, models = load_models(BOX / f"{name}.pt")
+    model = models[""]
+    y = torch.arange(50) % 10
+    z = torch.randn(50, model.latent, generator=torch.Generator().manual_seed(0))
+    guesses = classifier(model.images(z, y)).argmax(1)
+    if model.classes > 0:
+        assert (guesses == y).float().mean() > 0.7
+    assert len(guesses.unique()) >= 8
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_tells_the_truth(real, name):
     """Its number, within 1%, on the real test images, from the half precision weights."""
