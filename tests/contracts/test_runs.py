@@ -593,3 +593,25 @@ def test_compile_changes_no_number(vae_run, tmp_path, monkeypatch, no_plots):
     run.compiled.cache_clear()
     assert traced == [vae.loss_terms]
     assert log(tmp_path / "run") == log(vae_run[0])
+
+
+def test_what_is_compiled_elsewhere(tmp_path, monkeypatch, fake_meter, no_plots):
+    """Both networks of a GAN, and the losses of cvae.py and flow.py; here without a compiler."""
+    compiled = []
+    monkeypatch.setattr(run, "check_compiler", lambda: None)
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda module: compiled.append(type(module).__name__))
+    for script in (cvae, flow):
+        monkeypatch.setattr(script, "compiled",
+                            lambda function: compiled.append(function.__module__) or function)
+    gan.main(out=tmp_path / "gan", compile=True, loss="gan", **TINY_GAN)
+    cvae.main(out=tmp_path / "cvae", compile=True, **TINY | {"epochs": 1, "no_baseline": True})
+    flow.main(out=tmp_path / "flow", compile=True, **TINY_FLOW)
+    assert list(dict.fromkeys(compiled)) == ["Generator", "Discriminator", "cvae", "flow"]
+
+
+def test_amp_gives_a_flow_the_same_loss_within_noise(tmp_path, no_plots):
+    _, plain = flow.main(out=tmp_path / "plain", **TINY_FLOW)
+    _, rows = flow.main(out=tmp_path / "amp", amp=True, **TINY_FLOW)
+    assert rows[-1]["test_bpd"] == pytest.approx(plain[-1]["test_bpd"], rel=0.02)
+    assert log(tmp_path / "amp") != log(tmp_path / "plain")
