@@ -38,7 +38,6 @@ import csv
 import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,9 +69,12 @@ from run import (
     Parser,
     check_split,
     data_options,
+    decode,
+    encode,
     guarded,
     is_other_data,
     load_models,
+    make_folder,
     number,
     own_loss_terms,
     parse,
@@ -233,7 +235,7 @@ def encoder_fault(trained, data):
     if not trained.has_encoder:
         return f"{trained.name} has no method encode"
     x, y = fixed_images(data, 1)
-    posterior = trained.encode(x, y)
+    posterior = encode(trained.model, x, trained.as_condition(y))
     if not isinstance(posterior, tuple) or len(posterior) != 2:
         return f"{trained.name}.encode does not return mu and logvar"
     return None
@@ -247,7 +249,7 @@ def decoder_fault(trained, data, no_code):
     if no_code is None:
         x, y = fixed_images(data, 1)
         mu, _ = trained.encode(x, y)
-        if not isinstance(trained.decode(mu, y), Distribution):
+        if not isinstance(decode(trained.model, mu, trained.as_condition(y)), Distribution):
             return f"{trained.name}.decode does not return a torch distribution"
     return None
 
@@ -833,15 +835,6 @@ def whole_lines(file):
     return lines
 
 
-def check_out(folder):
-    """End the program before all the work if the folder cannot be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
-
-
 @guarded
 def main(argv=(), **overrides):
     """One run: print its numbers and append them to its evaluation.jsonl. Several: compare them.
@@ -865,7 +858,7 @@ def main(argv=(), **overrides):
 
 def measure_or_compare(args):
     """One run or several."""
-    check_out(args.out)
+    make_folder(args.out)
     if len(args.runs) > 1:
         check_comparison(args)
         return compare(args.runs, args.out)

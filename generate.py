@@ -57,6 +57,7 @@ from run import (
     guarded,
     is_other_data,
     load_models,
+    make_folder,
     number,
     own_loss_terms,
     parse,
@@ -1100,15 +1101,6 @@ def own_folder(source, path):
     elif (source.folder / "args.txt").exists():
         return source.folder / name                   # an earlier state of the run
     return Path("pictures", name)
-
-
-def make_folder(folder):
-    """End the program before all the work if the folder cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
 
 
 @guarded

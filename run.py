@@ -22,6 +22,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -629,13 +630,22 @@ def check_size(build, data, args):
             model = build(shape, data.n_c, args)
     except Exception as error:
         if "overflow" in str(error):
-            fail("the model is too large to be counted; use smaller layers")
+            fail(f"the model is too large to be counted; lower {size_flags(args)}")
         return   # a model that needs its numbers; if it is wrong, build will say so
     n = sum(parameter.numel() for parameter in model.parameters())
     needed = 4 * 4 * n   # float32: the weights, their gradient and the two means of Adam
     if needed > memory_of(device):
         fail(f"the model needs {needed / 2**30:,.0f} GiB for its {n:,} parameters, more than "
-             f"{device} has ({memory_of(device) / 2**30:,.0f} GiB); use smaller or fewer layers")
+             f"{device} has ({memory_of(device) / 2**30:,.0f} GiB); lower {size_flags(args)}")
+
+
+def size_flags(args):
+    """The flags that make a script's model smaller: "--hidden, --layers or --latent"."""
+    names = []
+    for name in ("hidden", "layers", "width", "couplings", "blocks", "latent"):
+        if hasattr(args, name):
+            names.append(f"--{name}")
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def memory_of(device):
@@ -751,7 +761,7 @@ def own_loss_terms(module, model, x, c, eps):
 
 def model_name(model):
     """CVAE, VAE, CAE or AE, or the name of the class of another model."""
-    if not hasattr(model, "encode") or not hasattr(model.args, "beta"):
+    if not hasattr(model, "encode") or not hasattr(getattr(model, "args", None), "beta"):
         return type(model).__name__
     conditional = "C" if condition_size(model) > 0 else ""
     return conditional + ("AE" if is_autoencoder(model.args) else "VAE")
@@ -949,11 +959,14 @@ class Run:
         if not self.args.quiet:
             tell(message)
 
-    def write_args(self):
-        """args.txt: the flags, one a line, to be read with @; above them command and machine."""
+    def write_args(self, commands=()):
+        """args.txt: the flags, one a line, to be read with @; above them the commands that have
+        written them, the one that began the run first, and the machine."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
-        command = " ".join(self.args.command.splitlines())
-        lines = [f"# python {command}",
+        lines = []
+        for command in (*commands, self.args.command):
+            lines.append(f"# python {' '.join(command.splitlines())}")
+        lines = [*lines,
                  f"# python {platform.python_version()}, torch {torch.__version__}, "
                  f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} cores, {gpu}"]
         for flag in as_flags(stored_flags(self.args)):
@@ -983,7 +996,8 @@ class Run:
         self.rng = checkpoint["rng"]
         self.resumed = Path(args.resume).is_dir() or Path(args.resume).name == "checkpoint.pt"
         if stored_flags(args) != checkpoint["args"]:   # more epochs, say
-            self.write_args()
+            has_args = (self.folder / "args.txt").exists()
+            self.write_args([command_of(self.folder)] if has_args else [])
 
     def check_data(self, card):
         """A run is continued on the data that it was started on."""
@@ -1066,11 +1080,11 @@ class Run:
     def say_how_to_continue(self):
         """The last line of a run that was stopped."""
         python = "python" if processes.count() == 1 else "torchrun ..."
-        message = "stopped before the first checkpoint"
+        folder = shlex.quote(str(self.folder))
+        command = f"{python} {python_name(self.args.script)} --resume {folder}"
+        message = f"stopped before the first checkpoint; begin again with: {command}"
         if (self.folder / "checkpoint.pt").exists():
-            folder = shlex.quote(str(self.folder))
-            name = python_name(self.args.script)
-            message = f"stopped; continue with: {python} {name} --resume {folder}"
+            message = f"stopped; continue with: {command}"
         if processes.count() == 1:
             tell("")   # below the ^C of a terminal
         tell(message, sys.stdout)
@@ -1284,6 +1298,15 @@ def read_log(folder):
 
 
 # ------------------------------------------------------------------------- whose a folder is
+
+def make_folder(folder):
+    """Make the folder of --out; end the program before all the work if that cannot be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        fail(f"--out {folder}: {error.strerror}; use a folder that can be written")
+
 
 def run_folder(path):
     """The folder of a run that is named by its folder or by a checkpoint in it."""
@@ -1547,11 +1570,17 @@ class Trained:
 
     def encode(self, x, c):
         """x (B, C, H, W) -> mu, logvar of the posterior, (B, latent) each."""
-        return encode(self.model, x, self.as_condition(c))
+        posterior = encode(self.model, x, self.as_condition(c))
+        if not isinstance(posterior, tuple) or len(posterior) != 2:
+            fail(f"{self.name}.encode does not return mu and logvar; let it return both")
+        return posterior
 
     def decode(self, z, c):
         """z (B, latent) -> p(x|z,c), a distribution over images."""
-        return decode(self.model, z, self.as_condition(c))
+        p = decode(self.model, z, self.as_condition(c))
+        if not isinstance(p, Distribution):
+            fail(f"{self.name}.decode does not return a torch distribution; make it one")
+        return p
 
     def images(self, z, c):
         """z (B, latent) -> images (B, C, H, W): the mean of p(x|z,c), or what a GAN or a flow makes
@@ -1560,10 +1589,7 @@ class Trained:
             if not hasattr(self.model, "picture"):
                 fail(f"{self.name} has neither a method decode nor a method picture; add one")
             return self.model.picture(z, c)
-        p = self.decode(z, c)
-        if not isinstance(p, Distribution):
-            fail(f"{self.name}.decode does not return a torch distribution; make it one")
-        return p.mean
+        return self.decode(z, c).mean
 
     def exact_codes(self, x, y):
         """x (B, C, H, W), y (B,) -> z (B, latent), from which a flow restores x."""

@@ -2,7 +2,7 @@
 
 Kingma & Welling 2014, Auto-Encoding Variational Bayes (arXiv 1312.6114); beta: Higgins et al. 2017.
 
-    python vae.py                                           # MNIST: 101.0 nats in two minutes
+    python vae.py                                           # MNIST: 101.0 nats in a minute or two
     python vae.py --dataset digits --beta 0 --epochs 100    # an autoencoder, no download
 """
 import ctrl_c  # without a traceback, even during these imports

@@ -468,7 +468,8 @@ def summary_of(row, meter):
 @torch.no_grad()
 def save_figures(generator, data, run):
     """Samples (a class per row, if conditional), a plane of the latent space, curves."""
-    args, device = run.args, data.x_train.device
+    args = run.args
+    device = data.x_train.device
     generator.eval()
     noise = torch.Generator().manual_seed(0)                   # the same z in every figure
     samples = torch.randn(64, args.latent, generator=noise).to(device)
@@ -611,7 +612,8 @@ def main(argv=(), **overrides):
     check_size(build, data, args)
 
     torch.manual_seed(args.seed)
-    shape, device = data.x_train.shape[1:], data.x_train.device
+    shape = data.x_train.shape[1:]
+    device = data.x_train.device
     generator = build(shape, len(data.classes), args).to(device)
     discriminator = Discriminator(shape, generator.classes, args).to(device)
     average = copy.deepcopy(generator).requires_grad_(False)

@@ -43,7 +43,7 @@ def save_explorer(path, models, card, units, script, dots=None):
     names = [trained.name for trained in models.values()]
     page = {
         "title": f"{' and '.join(names)} of {card['name']}",
-        "latent": first.args.latent,
+        "latent": first.latent,
         "units": sorted(units[:2]) + units[2:],   # the plane's axes in their usual order
         "prior": not first.is_autoencoder and first.prior() is None,   # rings around N(0, I)
         "shape": card["shape"],
@@ -68,7 +68,7 @@ def check_decoder(trained, shape, script):
 
     device = next(decoder.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(8, trained.args.latent, generator=generator).to(device)
+    z = torch.randn(8, trained.latent, generator=generator).to(device)
     y = torch.arange(8, device=device) % max(1, trained.classes)
     h = z
     if trained.n_c > 0:

@@ -674,3 +674,12 @@ def test_a_run_that_did_not_note_its_test_images_can_be_resumed(tmp_path):
     torch.save(checkpoint, folder / "checkpoint.pt")
     _, rows = vae.main(resume=folder, epochs=SMALL["epochs"] + 1)
     assert len(rows) == SMALL["epochs"] + 1
+
+
+@pytest.mark.parametrize("script, flags", [(vae, ["--hidden", "--layers", "--latent"]),
+                                           (gan, ["--width", "--latent"])])
+def test_a_model_that_is_too_large_names_the_flags(script, flags, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "memory_of", lambda device: 1000)
+    line = refused(script, dataset="digits", device="cpu", out=tmp_path / "run", quiet=True)
+    assert "GiB" in line and all(flag in line for flag in flags)
+    assert not (tmp_path / "run").exists()

@@ -288,7 +288,10 @@ def test_resuming_with_more_epochs_is_the_longer_run(tmp_path, no_plots):
     vae.main(resume=tmp_path / "short", epochs=3)
     assert log(tmp_path / "short") == log(tmp_path / "long")
     assert same(state(tmp_path / "short"), state(tmp_path / "long"))
-    assert "--epochs=3\n" in (tmp_path / "short" / "args.txt").read_text()
+    text = (tmp_path / "short" / "args.txt").read_text()
+    assert "--epochs=3\n" in text
+    lines = [line for line in text.splitlines() if line.startswith("# python vae.py ")]
+    assert len(lines) == 2 and "--resume" not in lines[0] and "--resume" in lines[1]
 
 
 @pytest.mark.parametrize("culprit", ["save", "replace"])
@@ -411,7 +414,7 @@ def test_ctrl_c(epoch, tmp_path, monkeypatch, capsys, no_plots):
     assert stop.value.code == 130
     printed = capsys.readouterr().out
     if epoch == 1:
-        assert "before the first checkpoint" in printed
+        assert f"begin again with: python vae.py --resume '{folder}'" in printed
     else:
         assert f"python vae.py --resume '{folder}'" in printed
         assert state(folder)["epoch"] == 1 and len(log(folder)) == 1 + 1

@@ -641,3 +641,11 @@ def test_a_model_told_an_angle_is_measured_with_the_angle_of_each_image(tmp_path
     args = SimpleNamespace(fid_features="classifier", data="data", out="results")
     meter = evaluate.DistanceMeter(["pr"], data, args)
     assert torch.equal(meter.labels, metrics.subset(c, 50))
+
+
+def test_an_encoder_without_two_outputs_says_so(capsys):
+    """In generate.py, say; evaluate.py leaves out what it cannot measure."""
+    trained = Trained(Odd(encode=lambda x: x.flatten(1)), "Odd", SimpleNamespace(latent=2))
+    with pytest.raises(SystemExit):
+        trained.encode(torch.zeros(3, 1, 28, 28), None)
+    assert "Odd.encode does not return mu and logvar" in capsys.readouterr().err
