@@ -42,7 +42,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.distributions import Categorical, Distribution, MultivariateNormal, kl_divergence
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
 import metrics
 from common import (
@@ -73,6 +73,7 @@ from run import (
     encode,
     guarded,
     is_other_data,
+    likelihood_fault,
     load_models,
     make_folder,
     number,
@@ -80,6 +81,7 @@ from run import (
     parse,
     path_text,
     pick_device,
+    posterior_fault,
     read_log,
 )
 
@@ -235,10 +237,7 @@ def encoder_fault(trained, data):
     if not trained.has_encoder:
         return f"{trained.name} has no method encode"
     x, y = fixed_images(data, 1)
-    posterior = encode(trained.model, x, trained.as_condition(y))
-    if not isinstance(posterior, tuple) or len(posterior) != 2:
-        return f"{trained.name}.encode does not return mu and logvar"
-    return None
+    return posterior_fault(trained.name, encode(trained.model, x, trained.as_condition(y)))
 
 
 def decoder_fault(trained, data, no_code):
@@ -249,8 +248,7 @@ def decoder_fault(trained, data, no_code):
     if no_code is None:
         x, y = fixed_images(data, 1)
         mu, _ = trained.encode(x, y)
-        if not isinstance(decode(trained.model, mu, trained.as_condition(y)), Distribution):
-            return f"{trained.name}.decode does not return a torch distribution"
+        return likelihood_fault(trained.name, decode(trained.model, mu, trained.as_condition(y)))
     return None
 
 

@@ -751,6 +751,20 @@ def decode(model, z, c):
     return model.decode(z, c) if takes_condition(model) else model.decode(z)
 
 
+def posterior_fault(name, posterior):
+    """Why what encode() of a model has returned is no posterior; None if it is one."""
+    if isinstance(posterior, tuple) and len(posterior) == 2:
+        return None
+    return f"{name}.encode does not return mu and logvar"
+
+
+def likelihood_fault(name, p):
+    """Why what decode() of a model has returned is no p(x|z); None if it is one."""
+    if isinstance(p, Distribution):
+        return None
+    return f"{name}.decode does not return a torch distribution"
+
+
 def own_loss_terms(module, model, x, c, eps):
     """What the loss_terms of the model's own script returns, whether it takes a condition or
     not."""
@@ -1571,15 +1585,17 @@ class Trained:
     def encode(self, x, c):
         """x (B, C, H, W) -> mu, logvar of the posterior, (B, latent) each."""
         posterior = encode(self.model, x, self.as_condition(c))
-        if not isinstance(posterior, tuple) or len(posterior) != 2:
-            fail(f"{self.name}.encode does not return mu and logvar; let it return both")
+        fault = posterior_fault(self.name, posterior)
+        if fault is not None:
+            fail(f"{fault}; let it return both")
         return posterior
 
     def decode(self, z, c):
         """z (B, latent) -> p(x|z,c), a distribution over images."""
         p = decode(self.model, z, self.as_condition(c))
-        if not isinstance(p, Distribution):
-            fail(f"{self.name}.decode does not return a torch distribution; make it one")
+        fault = likelihood_fault(self.name, p)
+        if fault is not None:
+            fail(f"{fault}; make it one")
         return p
 
     def images(self, z, c):
