@@ -465,7 +465,7 @@ def train_first(x, is_test, path, cache, notes, say):
             if kept is None:
                 say(printable(f"--dataset {path}: bringing the training images to the front, once, "
                               f"in {file.parent}"))
-                kept = keep_images(file, x, in_parts(is_test), [])
+                kept = keep_images(file, x, in_parts(is_test), {})
     except OSError as error:
         notes.append(not_kept(cache, error))
         return x[~is_test], x[is_test]
@@ -766,7 +766,7 @@ MAX_PIXELS = 2 ** 22
 # some half a second of work.
 DECODED_ONCE = 2 ** 20
 
-DECODER = 1   # to be raised where read_image or resize change: what was decoded is decoded again
+DECODER = 2   # to be raised where read_image or resize change: what was decoded is decoded again
 
 
 class Listing(NamedTuple):
@@ -818,9 +818,9 @@ def decode_folder(files, options, file, notes, say):
     root, pairs, n_train = files.root, files.pairs, files.n_train
     has_test = n_train < len(pairs)
     kept = load_kept(file)
-    x, damaged = kept or decode_images(files, options, file, say)
+    x, remarks = kept or decode_images(files, options, file, say)
 
-    damaged = set(damaged)
+    damaged = set(remarks.get("damaged", []))
     is_good = torch.tensor([i not in damaged for i in range(len(pairs))])
     is_test = (torch.arange(len(pairs)) >= n_train)[is_good]
     if not is_good.any() or (has_test and (is_test.all() or not is_test.any())):
@@ -834,27 +834,32 @@ def decode_folder(files, options, file, notes, say):
     if names == [""]:
         names = []
 
-    own_notes = folder_notes(files, damaged)
+    own_notes = folder_notes(files, remarks, options)
     is_test = find_test(is_test if has_test else None, y, f"--dataset {root}", own_notes)
     order = in_parts(is_test)
     if file is None:
         x = x.index_select(0, order)
     elif kept is None:
-        x, _ = keep_images(file, x, order, damaged)
+        x, _ = keep_images(file, x, order, remarks)
     notes += own_notes
     n = int((~is_test).sum())
     return Parts(x[:n], x[n:], y, names, is_test, torch.empty(len(y), 0))
 
 
-def folder_notes(files, damaged):
-    """What is said of a folder: what was left out, and what lies deep. damaged: numbers of files
-    that cannot be used."""
-    left_out = dict(files.left_out)
-    if damaged:
-        left_out["damaged"] = [files.pairs[i][0] for i in sorted(damaged)]
+def folder_notes(files, remarks, options):
+    """What is said of a folder: what was left out or converted, and what lies deep. remarks: of
+    decode_images."""
+    _, _, background = options
+    damaged = {"damaged": "damaged"}
+    converted = {"grey": "from grey to RGB", "transparent": f"from transparent to {background}",
+                 "frames": "from several frames to the first"}
+    left_out = files.left_out | remarked(files, remarks, damaged)
+    converted = remarked(files, remarks, converted)
     notes = []
     if left_out:
-        notes.append(left_out_line(files.root, left_out))
+        notes.append(f"files left out: {counts(files.root, left_out)}")
+    if converted:
+        notes.append(f"images converted: {counts(files.root, converted)}")
     deeper = [file for file, name in files.pairs if name not in ("", file.parent.name)]
     if deeper:
         notes.append(f"{len(deeper)} images lie in deeper folders (first: "
@@ -862,9 +867,19 @@ def folder_notes(files, damaged):
     return notes
 
 
+def remarked(files, remarks, words):
+    """The files of some remarks: {words: [file, ...]}. words: {remark: what is said of it}."""
+    found = {}
+    for remark, said in words.items():
+        if remark in remarks:
+            found[said] = [files.pairs[i][0] for i in remarks[remark]]
+    return found
+
+
 def decode_images(files, options, kept_in, say):
-    """The images of all files, uint8 (N, C, H, W), and the numbers of the damaged ones. kept_in:
-    the file in which they will be kept; None: they are decoded here and stay in memory."""
+    """The images of all files, uint8 (N, C, H, W), and remarks on them, {"damaged": [3, 7], ...},
+    with the numbers of the files. kept_in: the file in which they will be kept; None: they are
+    decoded here and stay in memory."""
     size, skip_broken, background = options
     paths = [file for file, _ in files.pairs]
     decoder = Decoder(paths, size, background)
@@ -875,14 +890,16 @@ def decode_images(files, options, kept_in, say):
         images = watched(decoder.in_processes(), len(paths), message, quiet=say is not tell)
     shape = None
     channels = 1
-    damaged = []
+    remarks = {}
     with scratch_file(kept_in) as raw:
-        for i, image in enumerate(images):
+        for i, (image, remarks_on_it) in enumerate(images):
             if isinstance(image, ValueError):
                 if not skip_broken:
                     fail(str(image))
-                damaged.append(i)
+                remarks.setdefault("damaged", []).append(i)
                 continue
+            for remark in remarks_on_it:
+                remarks.setdefault(remark, []).append(i)
             if shape is not None and image.shape[2:] != shape:
                 fail(f"{paths[i]} differs in size from {paths[0]}; use --image-size to make all "
                      "alike")
@@ -890,7 +907,9 @@ def decode_images(files, options, kept_in, say):
             channels = max(channels, image.shape[1])
             raw.write(np.repeat(image, 3 // image.shape[1], axis=1))   # grey, for now, as RGB
         raw.flush()
-        n = len(paths) - len(damaged)
+        if channels == 1:
+            remarks.pop("grey", None)   # they stay so
+        n = len(paths) - len(remarks.get("damaged", []))
         shape = (n, 3, *(shape or (1, 1)))
         if n == 0:
             array = np.empty(shape, np.uint8)
@@ -898,7 +917,7 @@ def decode_images(files, options, kept_in, say):
             array = np.frombuffer(raw.getbuffer(), np.uint8).reshape(shape)
         else:
             array = map_rows(raw, shape)
-    return as_tensor(array)[:, :channels], damaged
+    return as_tensor(array)[:, :channels], remarks
 
 
 @contextlib.contextmanager
@@ -913,7 +932,8 @@ def scratch_file(kept_in):
 
 
 class Decoder:
-    """Image files as uint8 arrays (1, C, H, W) or, of one that cannot be used, its ValueError."""
+    """Image files as (uint8 array (1, C, H, W), remarks); of one that cannot be used a ValueError
+    stands in the array's place."""
 
     def __init__(self, files, size, background):
         self.files, self.size, self.background = files, size, background
@@ -923,9 +943,10 @@ class Decoder:
 
     def __getitem__(self, i):
         try:
-            return resize(read_image(self.files[i], self.size, self.background), self.size).numpy()
+            x, remarks = read_image(self.files[i], self.size, self.background)
         except ValueError as error:
-            return error
+            return error, []
+        return resize(x, self.size).numpy(), remarks
 
     def in_processes(self):
         """Yield all of them in order, decoded by a process for each core, up to 16."""
@@ -962,8 +983,8 @@ def kept_images(folder, path, options, key):
 
 
 def load_kept(file):
-    """Images that keep_images has written, mapped, and the numbers of the damaged files; None where
-    there are none."""
+    """Images that keep_images has written, mapped, and the remarks on them; None where there are
+    none."""
     if file is None or not file.is_file():
         return None
     try:
@@ -975,8 +996,8 @@ def load_kept(file):
         return None
 
 
-def keep_images(file, x, order, damaged):
-    """Write images x in an order, and behind them the numbers of damaged files; those of an earlier
+def keep_images(file, x, order, remarks):
+    """Write images x in an order, and behind them the remarks of decode_images; those of an earlier
     state of the folder are removed. Returns what load_kept does. Raises OSError."""
     name = file.name.rpartition("-")[0]
     for old in file.parent.glob(f"{name}-*.npy"):
@@ -988,7 +1009,7 @@ def keep_images(file, x, order, damaged):
         np.lib.format.write_array_header_1_0(kept, header)
         for rows in order.split(1000):
             kept.write(x.index_select(0, rows).numpy())
-        kept.write(json.dumps(sorted(damaged)).encode())
+        kept.write(json.dumps(remarks).encode())
         kept.flush()
         os.fsync(kept.fileno())
     os.replace(partial, file)
@@ -1086,17 +1107,18 @@ def image_endings():
     return sorted(endings)
 
 
-def left_out_line(root, left_out):
-    """How many files were left out, why, and the first of each kind."""
-    reasons = []
-    for why, files in left_out.items():
-        reasons.append(f"{len(files)} {why} (first: {files[0].relative_to(root)})")
-    return "files left out: " + ", ".join(reasons)
+def counts(root, kinds):
+    """How many files there are of each kind, and the first: {kind: [file, ...]} -> text."""
+    texts = []
+    for kind, files in kinds.items():
+        texts.append(f"{len(files)} {kind} (first: {files[0].relative_to(root)})")
+    return ", ".join(texts)
 
 
 def read_image(file, size=None, background="white"):
-    """An image file -> uint8 (1, C, H, W), one channel if it is grey and three if not; the first
-    frame of a film; transparent images on the background. ValueError if it cannot be used."""
+    """An image file -> uint8 (1, C, H, W), one channel if it is grey and three if not, and a list
+    of remarks: "grey"; "frames", of which the first is taken; "transparent", in places, where
+    it shows the background. ValueError if it cannot be used."""
     from PIL import Image, ImageOps
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]   # AVIF is not everywhere
@@ -1105,10 +1127,15 @@ def read_image(file, size=None, background="white"):
         try:
             with Image.open(file, formats=formats) as image:
                 pixels = None
+                remarks = []
                 mode, area = image.mode, image.width * image.height
                 if mode[0] not in "IF" and (size is not None or area <= MAX_PIXELS):
                     upright = ImageOps.exif_transpose(image)
+                    if is_transparent(upright):
+                        remarks.append("transparent")
                     pixels = np.array(without_alpha(upright, background))
+                    if getattr(image, "is_animated", False):
+                        remarks.append("frames")
         except Image.DecompressionBombError:
             raise ValueError(f"{file} is too large; make it smaller, or remove it") from None
         except Exception as error:   # a damaged file can raise anything
@@ -1119,7 +1146,17 @@ def read_image(file, size=None, background="white"):
         raise ValueError(f"{file} has more than 8 bits per channel; save it with 8")
     if pixels is None:
         raise ValueError(f"{file} is too large ({area} pixels); use --image-size")
-    return channels_first(pixels[None])
+    if pixels.ndim == 2:
+        remarks.append("grey")
+    return channels_first(pixels[None]), remarks
+
+
+def is_transparent(image):
+    """Whether a Pillow image has pixels that are not opaque."""
+    if not image.has_transparency_data:
+        return False
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return lowest < 255
 
 
 def without_alpha(image, background):

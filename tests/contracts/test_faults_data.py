@@ -168,7 +168,8 @@ def test_what_is_left_out_of_a_folder_is_said_in_one_line(tmp_path):
     assert data.classes == ["cat", "dog"]
     assert sorted(data.x_train[:, 0, 0, 0].tolist()) == [1, 2, 3, 11, 12, 13, 21, 22, 23]
     assert data.y_train.tolist() == [0] * 6 + [1] * 3
-    left_out, deeper = said.split("\n")
+    left_out, converted, deeper = said.split("\n")
+    assert "8 from grey to RGB (first: train/cat/0.png)" in converted   # a .gif has colours
     assert "3 images lie in deeper folders" in deeper and "cat/more/still/0.png" in deeper
     for words in ("3 beside train/ and test/ (first: val/cat/0.png)",
                   "2 in run folders (first: train/run/args.txt)", "1 no plain files", "pipe.png",
@@ -189,8 +190,10 @@ def test_the_first_frame_of_a_film(tmp_path, ending):
         pytest.skip(f"this Pillow reads no {ending}")
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
-    x = read_image(tmp_path / f"a.{ending}")[0, :, 8, 8].tolist()
+    image, remarks = read_image(tmp_path / f"a.{ending}")
+    x = image[0, :, 8, 8].tolist()
     assert x[0] > 240 and x[2] < 15
+    assert remarks == ["frames"]
 
 
 @pytest.mark.parametrize("background, level", [("white", 255), ("black", 0)])
@@ -212,10 +215,32 @@ def test_what_is_transparent_shows_the_background_and_what_is_not_stays(tmp_path
         image.save(tmp_path / "0.png", transparency=key)
     for i in range(1, 12):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
-    data = load_data(str(tmp_path), background=background)
+    data, said = read(tmp_path, background=background)
     x = data.x_train
     assert x.shape[1] == (1 if mode in ("L", "LA") else 3)
     assert (x[..., :4] == level).all() and (x[..., 4:] == 77).all()
+    assert f"images converted: 12 from transparent to {background} (first: 0.png)" in said
+    assert "grey" not in said   # all are, or none
+
+
+def test_what_was_converted_is_said(tmp_path, monkeypatch):
+    """In one line; of a folder in the cache as of one that is read."""
+    for i in range(12):
+        save_image(tmp_path / "own" / f"{i:02d}.png", (i, 0, 9, 255), "RGBA")   # all opaque
+    save_image(tmp_path / "own" / "03.png", 7)
+    save_image(tmp_path / "own" / "05.png", 7)
+    save_image(tmp_path / "own" / "06.png", (1, 2, 3, 254), "RGBA")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "own" / "08.png", save_all=True, append_images=frames[1:])
+    data, said = read(tmp_path / "own")
+    assert data.x_train.shape[1] == 3
+    assert said.splitlines()[0].endswith(
+        "own: images converted: 2 from grey to RGB (first: 03.png), 1 from transparent to white "
+        "(first: 06.png), 1 from several frames to the first (first: 08.png)")
+    monkeypatch.setattr(readers, "DECODED_ONCE", 0)
+    for _ in range(2):   # decoded into the cache, then read from it
+        _, again = read(tmp_path / "own", cache=tmp_path / "cache")
+        assert again == said
 
 
 # ------------------------------------------------------------------- damaged and hostile files
@@ -240,7 +265,7 @@ def test_damaged_images_end_in_one_line(ending):
             del content[rng.randrange(1, len(content)):]
         file = NamedBytes(content)
         try:
-            x = read_image(file, size=8)
+            x, _ = read_image(file, size=8)
         except ValueError as error:
             n_refused += 1
             assert str(error).startswith("torn.png ")
