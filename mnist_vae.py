@@ -12,6 +12,7 @@ The losses are those of `python vae.py --hidden 400` with the same flags and see
 """
 import argparse
 import math
+import socket
 import sys
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def evaluate(model, images, args):
 
 def load_mnist(folder, device):
     """Training and test images, uint8 (N, 784), downloaded on first use."""
+    socket.setdefaulttimeout(10)                     # seconds without an answer
     try:
         train = datasets.MNIST(folder, train=True, download=True)
         test = datasets.MNIST(folder, train=False, download=True)
@@ -105,6 +107,10 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of weights and noise")
     parser.add_argument("--data", default="data", help="folder of MNIST")
     args = parser.parse_args()
+    for name in ("hidden", "latent", "epochs", "batch_size", "lr"):
+        if not getattr(args, name) > 0:              # nor is "nan"
+            parser.error(f"--{name.replace('_', '-')} must be greater than 0")
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train_images, test_images = load_mnist(args.data, device)
 
