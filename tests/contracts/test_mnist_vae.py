@@ -60,7 +60,9 @@ def test_it_imports_nothing_of_ours_and_says_what_it_needs():
     assert modules - set(sys.stdlib_module_names) == {"torch", "torchvision"}
     header = re.search(r"# /// script\n(# .*\n)+# ///\n", source)   # PEP 723, read by uv run
     assert header and "torch>=" in header[0] and "torchvision>=" in header[0]
-    assert len(source.splitlines()) <= 140   # about 120
+    n = len(source.splitlines())
+    assert n <= 140   # about 120
+    assert f"is {n} lines long" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_without_mnist_it_names_the_files_and_the_folder(tmp_path):
