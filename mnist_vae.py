@@ -90,9 +90,10 @@ def load_mnist(folder, device):
         train = datasets.MNIST(folder, train=True, download=True)
         test = datasets.MNIST(folder, train=False, download=True)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        reason = " ".join(str(error).split())        # in one line
         files = ", ".join(name for name, _ in datasets.MNIST.resources)
         place = Path(folder, "MNIST", "raw")
-        print(f"error: no MNIST ({error}); put {files} into {place}", file=sys.stderr)
+        print(f"error: no MNIST ({reason}); put {files} into {place}", file=sys.stderr)
         raise SystemExit(2) from None
     return train.data.flatten(1).to(device), test.data.flatten(1).to(device)
 

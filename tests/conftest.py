@@ -42,9 +42,8 @@ def out(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Without matplotlib, which takes most of the time of such short runs."""
+def drop_plots(monkeypatch):
+    """Train without matplotlib, which takes most of the time of such short runs."""
     def nothing(*_):
         pass
 
@@ -52,6 +51,11 @@ def no_plots(monkeypatch):
     monkeypatch.setattr(gan, "save_curves", nothing)
     monkeypatch.setattr(flow, "save_curves", nothing)
     monkeypatch.setattr(run, "save_latent", nothing)
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    drop_plots(monkeypatch)
 
 
 @pytest.fixture

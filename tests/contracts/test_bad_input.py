@@ -313,7 +313,7 @@ def test_resuming_what_is_incomplete(missing, words, refused, vae_run, tmp_path)
     {"x_train": np.zeros((20, 9, 9), np.uint8), "x_test": np.zeros((7, 9, 9), np.uint8)},
     {"classes": np.array(["a", "b", "c", "d"])},
 ], ids=["shape", "classes"])
-def test_resuming_on_data_that_changed(change, npz, refused, tmp_path):
+def test_resuming_on_data_that_changed(change, npz, refused, tmp_path, no_plots):
     folder = tmp_path / "run"
     vae.main(out=folder, **TINY | {"dataset": npz(), "lr_schedule": "constant"})
     before = contents(folder)

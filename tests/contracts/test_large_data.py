@@ -308,7 +308,7 @@ def without_seconds(rows):
     (gan, {"iterations": 2, "critic_steps": 1, "width": 4, "eval_every": 0, "batch_size": 16}),
     (flow, {"epochs": 1, "hidden": 4, "couplings": 2, "train_size": 200, "test_size": 20}),
 ])
-def test_training_is_the_same_from_the_host(tmp_path, on_host, capsys, script, flags):
+def test_training_is_the_same_from_the_host(tmp_path, on_host, capsys, no_plots, script, flags):
     flags = {"dataset": "digits", "device": "cpu"} | flags
     if script is vae:
         flags |= {"hidden": 8, "latent": 2, "train_size": 300, "test_size": 50}

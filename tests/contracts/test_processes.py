@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, drop_plots
 from torch import nn
 
 import cvae
@@ -37,9 +37,11 @@ RUNS = {    # of 301 images, and of 71, the last batch is not shared out evenly
 def train_all(folder):
     """Train all RUNS below a folder. Returns {name: a number that tells weights apart}."""
     weights = {}
-    for name, (script, flags) in RUNS.items():
-        model, _ = script.main(out=folder / name, **SMALL | flags)
-        weights[name] = sum(p.detach().double().sum().item() for p in model.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        drop_plots(patch)
+        for name, (script, flags) in RUNS.items():
+            model, _ = script.main(out=folder / name, **SMALL | flags)
+            weights[name] = sum(p.detach().double().sum().item() for p in model.parameters())
     return weights
 
 
@@ -242,7 +244,7 @@ def test_processes_with_other_data_are_refused(pretended, monkeypatch, tmp_path,
     assert "process 1" in refused(vae, out=tmp_path / "run", **TINY)
 
 
-def test_a_restarted_command_goes_on_with_its_run_only(monkeypatch, tmp_path, refused):
+def test_a_restarted_command_goes_on_with_its_run_only(monkeypatch, tmp_path, refused, no_plots):
     """torchrun --max-restarts gives the same command again."""
     flags = TINY | {"out": tmp_path / "run"}
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")

@@ -220,11 +220,9 @@ def test_recorded_runs_can_be_replayed():
 RESUMED = [
     ("vae", {}),
     ("vae", {"lr_schedule": "plateau", "binarize": "dynamic"}),
-    ("vae", {"beta_schedule": "linear"}),
     ("vae", {"arch": "conv", "hidden": 4, "dropout": 0.2, "likelihood": "gaussian"}),
-    ("cvae", {}),
+    ("cvae", {"beta_schedule": "linear"}),
     ("cvae", {"no_baseline": True, "beta": 0, "lr_schedule": "cosine"}),
-    ("gan", {"loss": "gan"}),
     ("gan", {"loss": "lsgan", "norm": "batch"}),
     ("gan", {"loss": "wgan-gp", "critic_steps": 3}),
     ("gan", {"loss": "gan", "conditional": True}),
@@ -557,16 +555,16 @@ def test_a_grid_keeps_every_pixel_and_names_its_rows(tmp_path):
 def test_tensorboard_holds_the_log_and_the_figures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     folder = tmp_path / "run"
-    flags = TINY | {"epochs": 25, "hidden": 4, "train_size": 200}
+    flags = TINY | {"epochs": 12, "hidden": 4, "train_size": 200}
     _, rows = vae.main(out=folder, tensorboard=True, **flags)
     board = EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0})   # 0: all
     board.Reload()
     for name in ["seconds", "lr", "beta", *TERMS]:
         events = board.Scalars(run.board_tag(name))
-        assert [event.step for event in events] == list(range(1, 26))   # each once
+        assert [event.step for event in events] == list(range(1, 13))   # each once
         assert [event.value for event in events] == pytest.approx([row[name] for row in rows])
     assert set(board.Tags()["images"]) == {"reconstruction", "sample", "latent"}
-    assert [event.step for event in board.Images("sample")] == [1, 2, 5, 10, 20, 25]
+    assert [event.step for event in board.Images("sample")] == [1, 2, 5, 10, 12]
     assert {"loss/train", "loss/test", "kl/test"} <= set(board.Tags()["scalars"])
     assert run.board_tag("vae_test_kl") == "kl/vae_test"
     assert "_hparams_/experiment" in board.summary_metadata

@@ -1,5 +1,5 @@
 """tools/compare_logs.py finds a difference in the last digit, and does not mind the seconds."""
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -36,17 +36,18 @@ def test_two_runs(write, capsys, new_log, status, line):
     assert f"{new}: {line}" in printed and printed.count("\n") == 1
 
 
-def test_folders_of_runs_as_a_command(write):
+def test_folders_of_runs_as_a_command(write, monkeypatch, capsys):
     """One run is equal, one differs, one is missing."""
     for name in ("a", "b", "c"):
         old = write("old", name, LOG)
     write("new", "a", LOG)
     new = write("new", "b", LOG.replace("99.5", "99.6"))
-    done = subprocess.run([sys.executable, "-m", "tools.compare_logs", old, new], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == ["a: equal, 2 rows", "b: loss in row 2: 99.5 and 99.6",
-                                        "c: has a log in one folder only"]
+    monkeypatch.setattr(sys, "argv", ["compare_logs.py", str(old), str(new)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / "compare_logs.py"), run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "a: equal, 2 rows", "b: loss in row 2: 99.5 and 99.6", "c: has a log in one folder only"]
 
 
 def test_folders_without_runs(tmp_path, capsys):

@@ -189,9 +189,9 @@ def test_evaluate_has_all_but_reconstructions(flow_run, capsys):
     assert "mse left out: a flow gives back every image as it was" in capsys.readouterr().out
 
 
-def test_samples_are_measured_at_their_temperature(flow_run, tmp_path, refused):
+def test_samples_are_measured_at_their_temperature(flow_run, out, refused):
     """At 0 there is one image of each class, so either all or none of its samples are right."""
-    found = evaluate.main([flow_run, "--metrics=class", "--temperature=0"], out=tmp_path)
+    found = evaluate.main([flow_run, "--metrics=class", "--temperature=0"], out=out)
     each = found["class_accuracy_1000_t0_each"]
     assert len(each) == 10 and set(each) <= {0.0, 1.0}
     assert found["class_accuracy_1000_t0"] == pytest.approx(sum(each) / 10)

@@ -81,7 +81,7 @@ def test_an_interpolation_keeps_the_condition(turned, grids, tmp_path):
     torch.testing.assert_close(row[3], model.model.decode(mu[1:], c[1:]).mean[0])
 
 
-def test_conditions_of_a_file_are_set_by_name(npz, grids, tmp_path, refused):
+def test_conditions_of_a_file_are_set_by_name(npz, grids, tmp_path, refused, no_plots):
     c = np.linspace(0, 4, 27)
     file = npz(y_train=None, y_test=None, c_train=c[:20], c_test=c[20:],
                conditions=np.array(["slant"]))

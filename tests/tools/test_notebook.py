@@ -3,7 +3,7 @@ import re
 
 from conftest import ROOT
 
-SHORTER = [(r"epochs=\d+", "epochs=2"), (r"_0[24]0\b", "_002"),
+SHORTER = [(r"epochs=\d+", "epochs=1"), (r"_0[24]0\b", "_001"),
            (r"iterations=150", "iterations=6"), (r"sample_150", "sample_006")]
 
 
