@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, drop_plots
@@ -19,10 +20,10 @@ import processes
 import run
 import vae
 from flow import ConditionalNorm
+from readers import load_data
 from run import read_log
 
-SMALL = {"dataset": "digits", "train_size": 301, "test_size": 50, "batch_size": 64, "quiet": True,
-         "device": "cpu"}
+SMALL = {"train_size": 301, "test_size": 50, "batch_size": 64, "quiet": True, "device": "cpu"}
 RUNS = {    # of 301 images, and of 71, the last batch is not shared out evenly
     "vae": (vae, {"epochs": 2, "hidden": 32, "latent": 2}),
     "conv": (vae, {"epochs": 1, "arch": "conv", "hidden": 8, "latent": 2}),
@@ -34,13 +35,13 @@ RUNS = {    # of 301 images, and of 71, the last batch is not shared out evenly
 }
 
 
-def train_all(folder):
+def train_all(folder, dataset):
     """Train all RUNS below a folder. Returns {name: a number that tells weights apart}."""
     weights = {}
     with pytest.MonkeyPatch.context() as patch:
         drop_plots(patch)
         for name, (script, flags) in RUNS.items():
-            model, _ = script.main(out=folder / name, **SMALL | flags)
+            model, _ = script.main(dataset=dataset, out=folder / name, **SMALL | flags)
             weights[name] = sum(p.detach().double().sum().item() for p in model.parameters())
     return weights
 
@@ -59,7 +60,7 @@ def evaluate(model, data, epoch, args, evaluate=vae.evaluate):
     return evaluate(model, data, epoch, args)
 
 vae.evaluate = evaluate
-everybodys = processes.collect(train_all(Path(sys.argv[1])))
+everybodys = processes.collect(train_all(Path(sys.argv[1]), sys.argv[2]))
 if processes.rank() == 0:
     print(json.dumps(everybodys))
 """
@@ -77,15 +78,25 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def digits(tmp_path_factory):
+    """The built-in digits in a file: no process needs to import scikit-learn."""
+    data = load_data("digits")
+    file = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(file, x_train=data.x_train[:, 0], y_train=data.y_train,
+             x_test=data.x_test[:, 0], y_test=data.y_test)
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, digits):
     """The folder of RUNS of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    train_all(folder)
+    train_all(folder, digits)
     return folder
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(tmp_path_factory, digits):
     """The folder of RUNS of two processes, the weights of each, and the lines that they print.
 
     As on two machines: each process has a torchrun of its own, and they meet at a port. One is
@@ -100,7 +111,7 @@ def together(tmp_path_factory):
     for _ in range(2):
         command = torchrun("--nnodes=2", "--nproc-per-node=1", "--max-restarts=1",
                            "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}",
-                           script, folder)
+                           script, folder, digits)
         machines.append(subprocess.Popen(command, cwd=folder, env=environment(), text=True,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
