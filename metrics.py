@@ -92,7 +92,7 @@ def trained_classifier(data, cache="results/cache", quiet=False, robust=False):
 
 def trained_network(data, kind, cache, quiet):
     """A network trained once and kept in `cache` under a key of data, architecture and recipe.
-    Those of MNIST and FashionMNIST lie in MODELS.
+    Those of MNIST, FashionMNIST and digits lie in MODELS.
 
     kind: `classifier`, `robust-classifier` or, for images without labels, `autoencoder`: the same
     network, whose last layer is a linear decoder of the pixels; or `regressor`: of cos and sin of

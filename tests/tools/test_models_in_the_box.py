@@ -78,13 +78,16 @@ def test_a_packed_run_draws_what_the_run_draws(script, part, request, tmp_path):
     assert (tmp_path / "small.pt").stat().st_size < (run / "checkpoint.pt").stat().st_size / 4
 
 
-@pytest.mark.parametrize("name, least", [("MNIST", 0.99), ("FashionMNIST", 0.9)])
+@pytest.mark.parametrize("name, least", [("MNIST", 0.99), ("FashionMNIST", 0.9), ("digits", 0.98)])
 @pytest.mark.parametrize("robust", [False, True])
 def test_the_classifiers_in_the_box_are_those_of_the_data(real, name, least, robust, tmp_path,
                                                           monkeypatch):
     """Nothing is trained, and other data do not get them."""
     monkeypatch.setattr(metrics, "train", None)   # a call would fail
-    data = load_data(name, real(name), test_size=1000)
+    if name == "digits":
+        data = load_data(name)
+    else:
+        data = load_data(name, real(name), test_size=1000)
     assert metrics.trained_classifier(data, tmp_path, robust=robust).accuracy > least - 0.02
     other = data._replace(y_train=data.y_train.flip(0))
     with pytest.raises(TypeError):
@@ -94,7 +97,8 @@ def test_the_classifiers_in_the_box_are_those_of_the_data(real, name, least, rob
 def test_the_classifiers_in_the_box_are_small_and_named_by_their_data():
     files = sorted(file.name for file in metrics.MODELS.glob("*.pt"))
     kinds = ["FashionMNIST-classifier", "FashionMNIST-robust-classifier",
-             "MNIST-classifier", "MNIST-robust-classifier"]
+             "MNIST-classifier", "MNIST-robust-classifier",
+             "digits-classifier", "digits-robust-classifier"]
     assert [file.rsplit("-", 1)[0] for file in files] == kinds
     for file in metrics.MODELS.glob("*.pt"):
         assert file.stat().st_size < 300_000
