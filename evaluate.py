@@ -20,7 +20,7 @@ The numbers by group; those of the twin in a run of cvae.py follow after `vae_`:
     fid kid  distance of N samples to N test images in the features named; _floor: of N training
              images, all there is to reach
     pr       precision and recall of N samples; _ceiling: of N training images (samples that are
-             all blurred can be more precise)
+             all blurred can be more precise, and scattered ones have more recall)
     nll      nll_is500: -log p(x) with 500 importance samples; nll_given_c_is500 of a model that is
              told an angle or other conditions. Of a CVAE told the label nll_given_y_is500 and, on
              1,000 images, that again, the marginal, which is at most -log p(y) higher, and how
@@ -37,6 +37,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,7 @@ from readers import load_data
 from run import (
     RETIRED,
     Parser,
+    check_kind_of_data,
     check_split,
     data_options,
     decode,
@@ -182,24 +184,25 @@ def measure(checkpoint, module, models, args):
 
 
 def load_data_of_run(checkpoint, args):
-    """The data set of a run; ends the program unless it still has that shape and those classes."""
-    run_args, card = checkpoint["args"], checkpoint["data"]
+    """The data set of a run; ends the program unless it is still one for its model."""
+    run_args = checkpoint["args"]
     if args.data is None:
         args.data = run_args["data"]
     dataset = args.dataset or run_args["dataset"]
     check_split(checkpoint, dataset)
     options = data_options(SimpleNamespace(**run_args)) | {"train_size": None}
     data = load_data(dataset, args.data, pick_device(args.device), **options)
-    if list(data.x_test.shape[1:]) != card["shape"] or data.classes != card["classes"]:
-        fail(f"--dataset {dataset} no longer matches the checkpoint's shape and classes; restore "
-             "the data, or name their new place with --dataset")
+    check_kind_of_data(checkpoint["data"], data, dataset)
     return data
 
 
 def note_changed_data(checkpoint, data):
-    """Print a line if these data, as the model sees them, are not those that it was trained on.
-    Where the run saw a subset of the training images, or is of the first edition, none can tell."""
-    if checkpoint["args"]["train_size"] is None and is_other_data(checkpoint["data"], data):
+    """Print a line if these data, as the model sees them, are not those of the run. Where it saw a
+    subset of the training images, the test images tell."""
+    names = ["test content"]
+    if checkpoint["args"]["train_size"] is None:
+        names.append("content")
+    if is_other_data(checkpoint["data"], data, names):
         tell("note: the data have changed since this run was trained; the numbers are those of the "
              "data as they are now")
 
@@ -427,14 +430,15 @@ def classes_of_fitted_samples(classifier, trained, data, seed):
 
 
 class DistanceMeter:
-    """Distances of images to N = min(10,000, all) test images, in the features of one network.
+    """Distances of images to N test images, in the features of one network: of N = 10,000 images,
+    or as many as there are both for training and for testing.
 
     labels: what a conditional model is told of those test images; samples are drawn with it.
     """
 
     def __init__(self, wanted, data, args):
         self.wanted, self.data = wanted, data
-        self.n = min(10_000, len(data.x_test))
+        self.n = min(10_000, len(data.x_train), len(data.x_test))
         self.labels = metrics.subset(data.c_test, self.n)
         self.network_name, self.network = metrics.extractor(
             data, args.fid_features, args.data, Path(args.out, "cache"))
@@ -459,8 +463,9 @@ class DistanceMeter:
         return row
 
     def bounds(self):
-        """The same of training images. Samples cannot be expected to be more like test images;
-        only their precision can be higher, if they are all of the common kind."""
+        """The same of training images. Samples cannot be expected to be more like test images; but
+        precision is higher where all are of the common kind, and recall where they are scattered,
+        since the distance to the k-th neighbour is then large."""
         row = {}
         for name, value in self.distances(metrics.image_batches(self.data.x_train, self.n)).items():
             is_distance = name.startswith(("fid", "kid"))
@@ -600,8 +605,10 @@ def read_flags(run):
         fail(f"{run} is not a run folder: it has no args.txt")
     if not Path(run, "log.csv").is_file():
         fail(f"{run} ended before its first epoch did; leave it out")
-    settings = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    command = re.match(r"# python (?:-m )?(\S+)", lines[0] if lines else "")
+    settings = {"script": command[1]} if command else {}
+    for line in lines:
         if line.startswith("--") and not RETIRED.match(line):
             name, equals, value = line.removeprefix("--").partition("=")
             settings[name] = value if equals else "on"

@@ -52,6 +52,7 @@ from common import (
 from readers import is_at_hand, load_data
 from run import (
     Parser,
+    check_kind_of_data,
     check_split,
     data_options,
     guarded,
@@ -140,10 +141,7 @@ class Source:
         args = self.model.args
         check_split(self.checkpoint, self.dataset)
         data = load_data(self.dataset, self.data_folder, self.device, **data_options(args))
-        shape = list(data.x_test.shape[1:])
-        if shape != self.card["shape"] or data.classes != self.card["classes"]:
-            fail(f"--dataset {self.dataset} no longer matches the checkpoint's shape and classes; "
-                 "restore the data, or name their new place with --dataset")
+        check_kind_of_data(self.card, data, self.dataset)
         if hasattr(args, "binarize"):
             data = binarize(data, args)
         if is_other_data(self.card, data):

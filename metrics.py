@@ -346,15 +346,16 @@ def image_batches(x, n):
 class FIDMeter:
     """Frechet distance of samples to the test set (Heusel et al. 2017, arXiv 1706.08500).
 
-    name: fid_FEATURES_N; n: min(10,000, all) test images, and as many samples are to be given;
-    floor: the distance of n training images, all there is to reach.
+    name: fid_FEATURES_N; n: of 10,000 images, or of as many as there are both for training and for
+    testing; as many samples are to be given; floor: the distance of n training images, all there is
+    to reach.
     """
 
     def __init__(self, data, features="classifier", folder="data", cache="results/cache",
                  quiet=False):
         from torchmetrics.image.fid import FrechetInceptionDistance
         name, network = extractor(data, features, folder, cache, quiet)
-        self.n = min(10_000, len(data.x_test))
+        self.n = min(10_000, len(data.x_train), len(data.x_test))
         self.name = f"fid_{name}_{self.n}"
         self.metric = FrechetInceptionDistance(network, reset_real_features=False)
         steps = math.ceil(self.n / 1000)

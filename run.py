@@ -1244,14 +1244,21 @@ def data_card(data):
             "content": digest.hexdigest(), "test content": test_digest.hexdigest(), **told_more}
 
 
-def is_other_data(card, data):
+def check_kind_of_data(card, data, dataset):
+    """End the program unless the data fit the model of a run with this data card."""
+    kind = {"shape": list(data.x_test.shape[1:]), "classes": data.classes,
+            "conditions": [condition._asdict() for condition in data.conditions]}
+    for name, value in kind.items():
+        if card.get(name, []) != value:
+            fail(f"--dataset {dataset} no longer matches the checkpoint in its {name}; restore the "
+                 "data, or name their new place with --dataset")
+
+
+def is_other_data(card, data, names=("content", "test content")):
     """Whether data are not those of the data card of a run. Runs of the first edition do not say,
     and older ones do not of their test images."""
     today = data_card(data)
-    for name in ("content", "test content"):
-        if card.get(name) not in (None, "", today[name]):
-            return True
-    return False
+    return any(card.get(name) not in (None, "", today[name]) for name in names)
 
 
 def check_optimizer(optimizer):

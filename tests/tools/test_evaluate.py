@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import cvae
 import evaluate
 import gan
+import generate
 import metrics
 import vae
 from common import Data
@@ -292,6 +293,34 @@ def test_labels_of_samples_are_as_frequent_as_in_the_test_set(digits, monkeypatc
     assert torch.equal(meter.labels.bincount(), digits.y_test.bincount())
 
 
+def test_the_floor_is_of_as_many_images_as_the_distances(digits, monkeypatch):
+    """Also where there are fewer images for training than for testing."""
+    data = digits._replace(x_train=digits.x_train[:40], y_train=digits.y_train[:40])
+    monkeypatch.setattr(metrics, "extractor", lambda *_: ("pixels", torch.nn.Flatten()))
+    args = SimpleNamespace(fid_features="classifier", data="data", out="results")
+    meter = evaluate.DistanceMeter(["pr"], data, args)
+    assert len(meter.real) == 40 and "recall_pixels_40_ceiling" in meter.bounds()
+    features = metrics.Features(torch.nn.Flatten(), 784, None, "cpu")
+    monkeypatch.setattr(metrics, "extractor", lambda *_: ("pixels", features))
+    assert metrics.FIDMeter(data, quiet=True).name == "fid_pixels_40"
+
+
+@pytest.mark.parametrize("flags", [{}, {"train_size": 15}])
+@pytest.mark.parametrize("command", [evaluate, generate])
+def test_other_test_images_are_told(flags, command, npz, tmp_path, capsys, no_plots):
+    """Also of a run that saw a subset of the training images."""
+    folder = tmp_path / "run"
+    vae.main(out=folder, lr_schedule="constant", **TINY | flags | {"dataset": npz(), "epochs": 1})
+    more = {"metrics": "elbo"} if command is evaluate else {"reconstruct": 3}
+    command.main([str(folder)], out=tmp_path / "out", **more)
+    assert "changed since this run was trained" not in capsys.readouterr().out
+    x = np.random.default_rng(1).integers(0, 256, (27, 8, 8), np.uint8)   # not those of npz()
+    with np.load(npz()) as arrays:
+        npz(x_train=arrays["x_train"], x_test=x[20:])
+    command.main([str(folder)], out=tmp_path / "out", **more)
+    assert "changed since this run was trained" in capsys.readouterr().out
+
+
 def test_precision_is_of_the_fake_and_recall_of_the_real():
     """Fakes all in the middle of the real ones: precise, and not diverse."""
     meter = evaluate.DistanceMeter.__new__(evaluate.DistanceMeter)
@@ -464,6 +493,19 @@ def test_a_comparison_shows_just_the_flags_that_differ(vae_run, tmp_path, capsys
     assert [float(cell) for cell in first[5:8]] == pytest.approx(expected, abs=0.006)
     assert path == str(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 0
+
+
+def test_a_comparison_tells_whose_loss_it_is(vae_run, tmp_path, capsys):
+    """Flags alone would not: recipes have those of vae.py, and losses of their own."""
+    folder = tmp_path / "denoised"
+    shutil.copytree(vae_run[0], folder)
+    text = (folder / "args.txt").read_text()
+    assert text.startswith("# python vae.py")
+    (folder / "args.txt").write_text(text.replace("vae.py", "-m recipes.denoising", 1))
+    evaluate.main([str(vae_run[0]), str(folder)], out=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split(" | ")][1] for line in lines[:3]]
+    assert cells == ["script", "vae.py", "recipes.denoising"]
 
 
 def test_the_key_names_the_flags_in_which_a_run_is_not_as_most(tmp_path):

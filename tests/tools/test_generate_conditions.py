@@ -6,6 +6,7 @@ from conftest import TINY
 from PIL import Image
 
 import cvae
+import evaluate
 import generate
 from readers import load_data
 from run import load_models
@@ -96,6 +97,27 @@ def test_conditions_of_a_file_are_set_by_name(npz, grids, tmp_path, refused, no_
     generate.main([str(folder), "--sweep=slant"], out=tmp_path / "out")
     assert grids[1][1]["heads"][0] == "0"
     assert "is told slant, and not angle" in refused(generate, [str(folder), "--angle=3"])
+
+
+@pytest.mark.parametrize("other", [
+    {"c_train": np.arange(20) + 9.0},
+    {"c_train": None, "c_test": None, "conditions": None},
+    {"conditions": np.array(["height"])},
+], ids=["another mean", "none", "another name"])
+def test_images_with_other_conditions_are_refused(other, npz, tmp_path, capsys, no_plots):
+    """A number means another thing where its mean and deviation over the data are others."""
+    c = np.linspace(0, 4, 27)
+    arrays = {"c_train": c[:20], "c_test": c[20:], "conditions": np.array(["slant"])}
+    folder = tmp_path / "run"
+    cvae.main(out=folder, condition="both", **TINY | {"dataset": npz(**arrays)})
+    evaluate.main([str(folder)], metrics="elbo", out=tmp_path)
+    npz(**arrays | other)
+    for command in (evaluate, generate):
+        flags = {"metrics": "elbo"} if command is evaluate else {"reconstruct": 3}
+        with pytest.raises(SystemExit) as stop:
+            command.main([str(folder)], out=tmp_path, **flags)
+        assert stop.value.code == 2
+        assert "no longer matches the checkpoint in its conditions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -84,10 +84,7 @@ def test_the_classifiers_in_the_box_are_those_of_the_data(real, name, least, rob
                                                           monkeypatch):
     """Nothing is trained, and other data do not get them."""
     monkeypatch.setattr(metrics, "train", None)   # a call would fail
-    if name == "digits":
-        data = load_data(name)
-    else:
-        data = load_data(name, real(name), test_size=1000)
+    data = load_data(name) if name == "digits" else load_data(name, real(name), test_size=1000)
     assert metrics.trained_classifier(data, tmp_path, robust=robust).accuracy > least - 0.02
     other = data._replace(y_train=data.y_train.flip(0))
     with pytest.raises(TypeError):
