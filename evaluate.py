@@ -876,7 +876,10 @@ def measure_or_compare(args):
     print_table(measured, checkpoint["data"]["classes"])
     if Path(run).is_dir():
         unit = "epoch" if "epochs" in checkpoint["args"] else "iteration"
-        row = {unit: checkpoint["epoch"], "seed": args.seed, **measured}
+        row = {unit: checkpoint["epoch"], "seed": args.seed}
+        if args.dataset is not None:   # of which it cannot be known that they are the run's
+            row["dataset"] = str(args.dataset)
+        row |= measured
         append_line(Path(run, "evaluation.jsonl"), row)
     return measured
 

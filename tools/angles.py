@@ -9,9 +9,10 @@ Prints these numbers, and appends them to the run's evaluation.jsonl; those of t
                         angle of real images, blurred ones among them, on real test images
     angle_error_N       how far the angle of samples is from the one asked for, by that network; a
                         label and an angle for each test image; of a model that is told the angle
-    angle_r2_N          how much mu tells of the angle: R^2 of a linear regression of cos and sin on
-                        mu, the mean of both; 0: nothing, 1: all
-    mu_accuracy_N       how much mu tells of the class: how often a logistic regression is right
+    angle_r2_N          how much of the angle a line reads off mu: R^2 of a linear regression of cos
+                        and sin on mu, the mean of both; 0: nothing, 1: all. What is in mu in a way
+                        that no line can read off does not show
+    mu_accuracy_N       the same of the class: how often a logistic regression on mu is right
 """
 import ctrl_c  # without a traceback, even during these imports
 import sys
@@ -43,11 +44,11 @@ def mean_error(found, asked):
 
 def load_turned(checkpoint, folder):
     """The data of a run; cos and sin of each angle are the last numbers of its vectors, whatever
-    the model is told."""
+    the model is told. The network that tells angles sees all training images, as classifiers do."""
     args = SimpleNamespace(**checkpoint["args"])
     if getattr(args, "rotate", None) is None:
         fail("this run has no angles; train one with --rotate")
-    options = data_options(args) | {"condition": "angle"}
+    options = data_options(args) | {"condition": "angle", "train_size": None}
     return load_data(args.dataset, folder or args.data, **options)
 
 
@@ -112,8 +113,13 @@ def main(argv):
     Returns {name: number}."""
     run, folder = argv[0], argv[1] if len(argv) > 1 else None
     checkpoint, _, models = load_models(run)
+    if not models[""].has_encoder:
+        fail(f"{run} is a run of {checkpoint['script']}.py, whose model has no encoder; use one of "
+             "vae.py or cvae.py")
     data = load_turned(checkpoint, folder)
-    seen = binarize(data, models[""].args)   # as the models saw it
+    seen = data   # as the models saw it
+    if hasattr(models[""].args, "binarize"):
+        seen = binarize(data, models[""].args)
     n = len(data.x_test)
     network, error = train_regressor(data)
     found = {f"angle_error_real_{n}": error}

@@ -218,6 +218,8 @@ def test_moved_data_are_found_with_dataset(tool, flags, moved, tmp_path, refused
     assert "note:" not in capsys.readouterr().out
     if tool is evaluate:
         assert found["test_loss"] == pytest.approx(run.read_log(folder)[-1]["test_loss"], rel=1e-5)
+        line = (folder / "evaluation.jsonl").read_text(encoding="utf-8")
+        assert json.loads(line)["dataset"] == str(place)   # whose numbers these are
 
     others = npz(x_train=np.full((20, 8, 8), 9, np.uint8))
     tool.main([folder], dataset=others, out=tmp_path, **flags)

@@ -11,6 +11,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 import cvae
+import gan
+import metrics
 import run
 import vae
 from common import Condition, above_half, decode_numbers, encode_values
@@ -269,6 +271,7 @@ def test_codes_are_of_images_as_the_model_saw_them():
 
 def test_the_tool_on_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)   # the network is kept in results/cache
+    monkeypatch.setattr(metrics, "EPOCHS", 2)
     flags = {"dataset": "digits", "train_size": 200, "test_size": 50, "rotate": 45}
     cvae.main(out="run", **SMALL | flags)
     found = angles.main(["run"])
@@ -277,6 +280,14 @@ def test_the_tool_on_a_run(tmp_path, monkeypatch, capsys):
     assert list(found) == names
     assert 0 < found["angle_error_real_50"] < found["angle_error_50"] < 60
     assert (tmp_path / "run" / "evaluation.jsonl").read_text().count("\n") == 1
+
+
+def test_the_tool_is_for_models_with_an_encoder(tmp_path, capsys):
+    gan.main(out=tmp_path / "run", dataset="digits", rotate=45, width=4, batch_size=8, iterations=1,
+             eval_every=0, quiet=True, device="cpu")
+    with pytest.raises(SystemExit) as stop:
+        angles.main([str(tmp_path / "run")])
+    assert stop.value.code == 2 and "no encoder; use one of vae.py" in capsys.readouterr().err
 
 
 def test_whether_a_model_is_told_c_is_seen_from_its_methods():
