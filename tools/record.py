@@ -171,7 +171,7 @@ def table_row(experiment):
     higher = any(word in experiment["metric"] for word in HIGHER_IS_BETTER)
     if experiment["reference"]:
         gain = mean - reference if higher else reference - mean
-        row["verdict"] = verdict(gain, deviation)
+        row["verdict"] = verdict(gain, deviation, len(results))
     if experiment["goal"]:
         aim = calculate(experiment["goal"], recorded)
         missing = aim - mean if higher else mean - aim
@@ -186,9 +186,14 @@ def table_row(experiment):
     return row
 
 
-def verdict(gain, deviation):
-    """gain: by how much we are better; within two standard deviations of the seeds is the same."""
-    if abs(gain) <= 2 * deviation:
+def verdict(gain, deviation, n):
+    """gain: by how much the mean of n seeds is better than the reference, which is one run. If that
+    varies as ours do, 95% of such differences are within t(n - 1) sqrt(1 + 1 / n) of their standard
+    deviation, which is the same. Of a single run nothing is known."""
+    if n == 1:
+        return ""
+    from scipy.stats import t
+    if abs(gain) <= t.ppf(0.975, n - 1) * math.sqrt(1 + 1 / n) * deviation:
         return "same"
     return "better" if gain > 0 else "not confirmed"
 

@@ -163,11 +163,20 @@ def test_a_table_has_mean_deviation_verdict_and_goal(small):
     assert cells[2] == ["default", "test_loss", "2", "108.00 ± 2.83", "109 (theirs, once)", "same",
                         "at most 105: missed by 3", "2.0", links]
     assert cells[3][3:6] == ["104.00 ± 0.00", "103.5", "not confirmed"]
-    assert cells[4][2:7] == ["1", "110.00", "110.5", "better", "at most 110.25: met"]
+    assert cells[4][2:7] == ["1", "110.00", "110.5", "", "at most 110.25: met"]   # of one seed none
     assert cells[5][2:7] == ["", "not run", "99", "", ""]
-    accuracy = "| accuracy | class_accuracy_1000 | 1 | 0.900 | 0.8 | better | at least 0.9: met |"
+    accuracy = "| accuracy | class_accuracy_1000 | 1 | 0.900 | 0.8 | at least 0.9: met |"
     assert accuracy in two
-    assert "| distance | fid | 1 | 20.00 | 30, another |  |  | 0.2 |" in two
+    assert "| distance | fid | 1 | 20.00 | 30, another |  | 0.2 |" in two
+
+
+def test_a_verdict_is_as_sure_as_the_seeds_allow():
+    """By Student's t, from a table: of three seeds 4.303 sqrt(1 + 1/3) = 4.97 deviations."""
+    assert record.verdict(4.9, 1.0, 3) == record.verdict(-4.9, 1.0, 3) == "same"
+    assert record.verdict(5.0, 1.0, 3) == "better"
+    assert record.verdict(-5.0, 1.0, 3) == "not confirmed"
+    assert record.verdict(2.2, 1.0, 30) == "better" and record.verdict(2.0, 1.0, 30) == "same"
+    assert record.verdict(5.0, 0.0, 1) == ""
 
 
 @pytest.mark.parametrize("text, word", [
