@@ -159,8 +159,8 @@ class Source:
         trained with another KL than that to N(0, I), a line says so."""
         prior = self.model.prior()
         if prior is None and not has_standard_kl(self):
-            tell(f"note: the KL of {self.script} is not that to N(0, I); samples are drawn from "
-                  "N(0, I) - give the model a method prior() if it has another")
+            tell(f"note: the KL of {self.script} is not the closed form of that to N(0, I), from "
+                 "which samples are drawn; if it has another prior, give it a method prior()")
         return prior
 
 

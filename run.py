@@ -479,6 +479,8 @@ def start_processes(args, device):
              "an image; raise it, or start fewer")
     if getattr(args, "dropout", 0) > 0 and processes.count() > 1:
         fail("--dropout draws other units in every process; remove it, or start one process")
+    if args.script.startswith("recipes/") and processes.count() > 1:
+        fail("torchrun: recipes may draw other noise in every process; start one process")
     try:
         processes.start(device)
     except ValueError as error:

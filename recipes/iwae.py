@@ -23,7 +23,6 @@ from processes import average_gradients, own_rows
 from run import Parser, Run, add_model_flags, add_training_flags, check_flags, check_size
 from run import compiled, guarded, load_run_data, make_scheduler, parse, progress
 from run import number, save_latent_map, save_loss_curves, save_reconstructions, set_defaults
-from run import warn_of_collapse
 
 
 # --------------------------------------------------------------------------------------- model
@@ -234,7 +233,6 @@ def main(argv=(), **overrides):
         run.save(row, f"test loss {row['test_loss']:.2f}")
         if run.figures_due():
             save_figures(model, data, run)
-    warn_of_collapse(run)
     run.finish(f"test loss {run.rows[-1]['test_loss']:.2f} nats per image")
     return model, run.rows
 

@@ -33,7 +33,7 @@ from run import warn_of_collapse
 class CVAE(nn.Module):
     """The encoder q(z|x,c) = N(mu, diag(exp(logvar))) and the decoder p(x|z,c).
 
-    c: labels (B,), or vectors (B, n_c); with n_c = 0 it is the twin, and does not look at c.
+    c: labels (B,), or vectors (B, n_c).
     shape: (C, H, W) of the images. For a prior other than N(0, I) add a method prior() that
     returns a distribution over z (latent,), and use it in loss_terms and save_figures.
     """
@@ -138,8 +138,7 @@ def loss_terms(model, x, c, eps):
 
 def bound_terms(model, x, y, eps):
     """Reconstruction and KL, in nats per image (B,), whose sum is minus the bound on log p(x, y)
-    (equation 6) or, where y (B,) is -1, on log p(x) (equation 7).
-    """
+    (equation 6) or, where y (B,) is -1, on log p(x) (equation 7). beta weighs the KL of y, too."""
     n = model.n_c
     log_q = model.classifier(x.flatten(1)).log_softmax(1)       # log q(y|x), (B, n_c)
     known = (y >= 0)[:, None]                                   # (B, 1)
@@ -150,6 +149,8 @@ def bound_terms(model, x, y, eps):
     log_ratio = torch.where(known, 0, log_q) + math.log(n)      # of q(y|x) to p(y), (B, n_c)
     recon = (q * recon.view(-1, n)).sum(1)
     kl = (q * (kl.view(-1, n) + log_ratio)).sum(1)
+    if is_autoencoder(model.args):
+        kl = torch.zeros_like(kl)                               # of y, as well as of z
     return recon, kl
 
 
@@ -250,13 +251,15 @@ def flags():
 
 def hide_labels(data, args):
     """The data with --labels labels, of the first images of each class; -1 for the others."""
-    if len(data.classes) < 2 or args.labels % len(data.classes) > 0:
+    n = len(data.classes)
+    fewest = data.y_train.bincount(minlength=n).min().item()
+    if n < 2 or args.labels % n > 0 or args.labels > n * fewest:
         fail(f"--labels {args.labels} must be a multiple of the classes of --dataset "
-             f"{args.dataset}, of which there are {len(data.classes)}")
+             f"{args.dataset}, of which there are {n}, and at most {n * fewest}")
     y = torch.full_like(data.y_train, -1)
-    for label in range(len(data.classes)):
+    for label in range(n):
         own = (data.y_train == label).nonzero()[:, 0]
-        y[own[:args.labels // len(data.classes)]] = label
+        y[own[:args.labels // n]] = label
     return data._replace(y_train=y)
 
 

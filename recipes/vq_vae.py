@@ -181,7 +181,7 @@ def train_epoch(model, optimizer, scheduler, data, epoch, args):
 
 @torch.no_grad()
 def evaluate(model, data, epoch, args):
-    """Every test image once, with z sampled and beta = 1. Returns columns of the log."""
+    """Every test image once. Returns columns of the log."""
     noise = torch.Generator(data.x_test.device).manual_seed(0)   # training has its own
     means = Means()
     mus = []
