@@ -38,7 +38,7 @@ MAX_GRADIENT = 50  # norm of the gradient: one very unlikely image must not undo
 # log |det dz/dx| (B,); inverse(z, y) -> x. Labels y (B,) matter in a conditional flow only.
 
 class Logit(nn.Module):
-    """Pixels in (0, 1) -> logit(alpha + (1 - 2 alpha) x), without bounds (section 4.1; with the
+    """Pixels in (0, 1) -> logit(alpha + (1 - 2 alpha) x), from -2.94 to 2.94 (section 4.1; with the
     1 - alpha that the paper has, white would be at infinity)."""
 
     def forward(self, x, y):
@@ -311,7 +311,7 @@ def refresh_norms(model, data):
     noise = torch.Generator().manual_seed(0)
     index = torch.randperm(len(data.x_train), generator=noise)[:2000].to(data.x_train.device)
     model.train()
-    for part in index.split(50):            # 40 batches; a running mean remembers about ten
+    for part in index.chunk(40):            # of 50; a running mean remembers about ten of these
         x, y = data.x_train[part] / 255, data.y_train[part]
         u = torch.rand(x.shape, generator=noise).to(x.device)
         model(dequantize(x, u), y)          # in training mode it updates the running means
@@ -405,7 +405,8 @@ def check_data(args, data):
     if (height, width) not in ((28, 28), (32, 32)):
         fail(f"flow.py takes images of 28x28 or 32x32, not {height}x{width}; use --image-size 32")
     if args.conditional and len(data.classes) < 2:
-        fail(f"--conditional needs labels, and --dataset {args.dataset} has none; remove it")
+        fail(f"--conditional needs labels of two classes; --dataset {args.dataset} has "
+             f"{len(data.classes)}; remove it")
 
 
 @guarded
