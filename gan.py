@@ -552,7 +552,7 @@ def flags():
                        help="at the start; falls linearly to 0")
     group = add_data_flags(parser)
     group.add_argument("--no-flip", action="store_true",
-                       help="do not mirror half of the colour images")
+                       help="do not mirror colour images (SVHN's never are)")
     group = parser.add_argument_group("evaluation")
     group.add_argument("--eval-every", type=number(int, 0), default=1000, metavar="N",
                        help="iterations between rows of the log; 0: once, without FID")
@@ -590,7 +590,8 @@ def check_data(args, data):
     if args.eval_every and min(len(data.x_train), len(data.x_test)) < 2:
         fail("a distance needs two training and two test images; add some, or use --eval-every 0")
     if args.conditional and len(data.classes) < 2:
-        fail(f"--conditional needs labels, and --dataset {args.dataset} has none; remove it")
+        fail(f"--conditional needs labels of two classes; --dataset {args.dataset} has "
+             f"{len(data.classes)}; remove it")
 
 
 @guarded
@@ -598,10 +599,12 @@ def main(argv=(), **overrides):
     """Train: main(["--loss=lsgan"]) or main(loss="lsgan"). Returns the running average of the
     generator, and the log."""
     args = parse(flags(), argv, overrides)
-    check_flags(args)
     set_defaults(args)
+    check_flags(args)
     data = load_run_data(args)
     check_data(args, data)
+    if data.name == "SVHN":
+        args.no_flip = True                                    # a mirrored digit is none
     check_size(build, data, args)
 
     torch.manual_seed(args.seed)

@@ -484,7 +484,7 @@ def interpolate(source, args):
         told = source.data.c_test[[a, b]]
         ends = end_codes(source, x, told)
         x = x.cpu()
-        labels = y.unique().tolist()   # a CVAE goes the way with both labels
+        labels = list(dict.fromkeys(y.tolist()))   # a CVAE goes the way with both; a film, with A's
         taken = f"{image_in_words(source.data, a)}, to {image_in_words(source.data, b)}"
     else:
         a, b = args.interpolate
@@ -498,6 +498,8 @@ def interpolate(source, args):
         first = source.index_of("--digits", args.digits[0])
         last = source.index_of("--digits", args.digits[1])
         name = f"interpolation_of_{file_name(source, first)}_{file_name(source, last)}"
+    if source.label is not None:
+        name += f"_{file_name(source, source.label)}"
     name += source.settings_in_name()
 
     if args.gif:
@@ -505,7 +507,8 @@ def interpolate(source, args):
             ends = end_codes(source, x, told[0].repeat_interleave(2, 0))
         z = spherical(ends[0], ends[1], args.steps)
         images = draw(model, z, told[0].repeat_interleave(args.steps, 0), args)
-        titles = [f"step {i + 1} of {args.steps}" for i in range(args.steps)]
+        words = told_in_words(source, told[0])
+        titles = [", ".join([f"step {i + 1} of {args.steps}", *words]) for i in range(args.steps)]
         save_walk(args, f"{name}.gif", images.split(1), titles)
         tell(f"from {taken}")
         return
@@ -869,7 +872,11 @@ def gif(source, args):
                 page = Path(scratch, f"latent_{step}.png")
                 save_latent(page, {f"{unit} {step}": mu}, source.data, model.args)
                 map_pages.append(page)
-        save_gif(args, "samples.gif", sample_pages)
+        name = "samples"
+        if source.label is not None:
+            name += f"_{file_name(source, source.label)}"
+        name += source.settings_in_name() + temperature_in_name(args)
+        save_gif(args, f"{name}.gif", sample_pages)
         if with_map:
             save_gif(args, "latent.gif", map_pages)
 

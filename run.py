@@ -580,7 +580,8 @@ def check_condition(args, data):
     if args.condition is None:
         needs_label = not data.conditions
     if needs_label and len(data.classes) < 2:
-        fail(f"--dataset {args.dataset} has no labels; use vae.py, which needs none")
+        n = "one class only" if data.classes else "no labels"
+        fail(f"--dataset {args.dataset} has {n}; use vae.py, which needs none")
     if args.condition in ("angle", "both") and not data.conditions:
         fail(f"--condition {args.condition} needs --rotate, or an .npz file with c_train and "
              f"c_test, and --dataset {args.dataset} has none; add them, or use --condition label")
@@ -610,7 +611,8 @@ def guarded(main):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            fail("out of memory; use a smaller model, --batch-size or --train-size", status=1)
+            fail("out of memory; use a smaller model, --batch-size, --train-size or --samples",
+                 status=1)
         finally:
             torch.set_default_dtype(dtype)
 

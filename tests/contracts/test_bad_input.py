@@ -69,6 +69,7 @@ BAD_FLAGS = [
     ("gan", "--loss wgan-gp --compile", ["--compile", "--loss wgan-gp", "remove it"]),
     ("gan", "--critic-steps 0", ["--critic-steps", "at least 1"]),
     ("gan", "--critic-steps 5 --iterations 4", ["--critic-steps 5", "--iterations 4"]),
+    ("gan", "--loss wgan-gp --iterations 4", ["--critic-steps 5", "--iterations 4"]),   # by default
     ("gan flow", "--dataset digits --image-size 64", ["64x64", "--image-size 32"]),
     ("flow", "--couplings 0", ["--couplings", "at least 1"]),
     ("flow", "--couplings 5 --dataset digits", ["--couplings 5", "in pairs", "use 6"]),

@@ -481,6 +481,17 @@ def test_the_plane_between_four_z_stays_on_the_sphere():
         torch.testing.assert_close(cosines, cosines[:1].expand(4), rtol=0, atol=1e-4)
 
 
+def test_digits_in_colour_are_not_mirrored(tmp_path, monkeypatch):
+    """Others are; args.txt says which."""
+    for name in ("SVHN", "own"):
+        data = random_data(n_train=20, shape=(3, 32, 32), classes=1)._replace(name=name)
+        monkeypatch.setattr(gan, "load_run_data", lambda args, data=data: data)
+        gan.main(out=tmp_path / name, width=4, batch_size=4, iterations=1, eval_every=0,
+                 loss="gan", quiet=True, device="cpu")
+        text = (tmp_path / name / "args.txt").read_text()
+        assert ("--no-flip\n" in text) == (name == "SVHN")
+
+
 def test_a_narrow_gan_learns_where_the_ink_is(calls, tmp_path):
     """Digits are bright in the middle and dark at the border. So are samples after 120 steps: their
     mean correlates with that of the test set by about 0.9, without training by 0.2."""

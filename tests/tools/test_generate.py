@@ -425,6 +425,26 @@ def test_films_show_every_epoch(vae_run, tmp_path, refused, monkeypatch):
     assert "--save-every 1" in refused(generate, [str(folder), "--gif"], out=tmp_path)
 
 
+def test_a_film_of_two_classes_is_told_that_of_the_first_image(cvae_run, tmp_path, monkeypatch):
+    """And says so; --class is in the name, so that another class replaces no picture."""
+    films = []
+    monkeypatch.setattr(generate, "save_walk", lambda args, name, images, titles:
+                        films.append((name, torch.cat(list(images)), titles)))
+    y = load_data("digits").y_test.tolist()
+    a, b = y.index(9), y.index(7)   # the first image has the greater label
+    run = str(cvae_run[0])
+    generate.main([run, "--interpolate", str(a), str(b), "--steps=3", "--gif"], out=tmp_path)
+    generate.main([run, "--interpolate", str(a), str(b), "--steps=3", "--gif", "--class=4"],
+                  out=tmp_path)
+    model, data = cvae_run[1], load_data("digits")
+    for (name, images, titles), suffix, label in zip(films, ("", "_4"), (9, 4), strict=True):
+        assert name == f"interpolation_{a}_{b}{suffix}.gif"
+        assert titles == [f"step {i} of 3, {label}" for i in (1, 2, 3)]
+        mu, _ = model.encode(data.x_test[[a]] / 255, data.y_test[[a]])
+        expected = model.decode(mu, torch.tensor([label])).mean
+        torch.testing.assert_close(images[:1], expected)
+
+
 # ----------------------------------------------------------------------------------- other models
 
 def test_gan(gan_runs, tmp_path, refused):
@@ -440,6 +460,9 @@ def test_gan(gan_runs, tmp_path, refused):
         shutil.copyfile(folder / "checkpoint.pt", out / "checkpoint.pt")
         generate.main([str(out), "--gif"], out=out)
         assert (out / "samples.gif").exists() and not (out / "latent.gif").exists()
+        if conditional:
+            generate.main([str(out), "--gif", "--class=3"], out=out)
+            assert (out / "samples_3.gif").exists()
         assert "p(x|z)" in refused(generate, [str(folder)], show="sample")
         for flags in (["--manifold"], ["--explore"], ["--digits", "1", "2"], ["--pca"]):
             assert "gan.py" in refused(generate, [str(folder), *flags])
