@@ -16,6 +16,8 @@ wgan-gp) has no threshold, and so no such shares.
 """
 import ctrl_c  # without a traceback, even during these imports
 import argparse
+import contextlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -43,7 +45,8 @@ def checkpoints(folder):
 @torch.no_grad()
 def measure(file, data, meter, device):
     """{column: number} of a checkpoint; data: with the training images that the run has seen."""
-    checkpoint, module, models = load_models(file, device)
+    with contextlib.redirect_stdout(io.StringIO()):   # what it warns of was said before
+        checkpoint, module, models = load_models(file, device)
     trained = models[""]
     samples = list(evaluate.draw(trained, meter.labels, seed=1))    # batches in [0, 1]
     row = {"iteration": checkpoint["epoch"]} | meter.distances(samples)

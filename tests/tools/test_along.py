@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import evaluate
 import gan
 import metrics
+import run
 from readers import load_data
 from run import load_models
 from tools import along
@@ -25,14 +26,17 @@ def measured(folder, out):
         return list(csv.DictReader(file))
 
 
-def test_every_checkpoint_as_evaluate_measures_it(out, tmp_path, monkeypatch):
+def test_every_checkpoint_as_evaluate_measures_it(out, tmp_path, monkeypatch, capsys):
     """In place of precision and recall, which are 0 so early, two numbers of the features."""
     monkeypatch.setattr(metrics, "precision_recall",
                         lambda real, fake: (fake.mean().item(), fake.std().item()))
     monkeypatch.setattr(gan, "make_meters", lambda args, data: (None, None))
     folder = tmp_path / "run"
     gan.main(out=folder, loss="wgan-gp", **SHORT | {"eval_every": 4, "save_every": 1})
+    monkeypatch.setattr(run, "source_hash", lambda file: "that of a changed script")
+    capsys.readouterr()
     rows = measured(folder, out)
+    assert capsys.readouterr().out.count("gan.py has changed") == 1
     assert [row["iteration"] for row in rows] == ["4", "8", "12"]
     for row in rows:
         file = folder / f"checkpoint_{int(row['iteration']):03}.pt"
