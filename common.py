@@ -244,9 +244,10 @@ def binarize(data, args):
     """The data with black or white pixels, as --binarize says.
 
     threshold: above 1/2. dynamic: drawn with the grey value as probability, for the test set here,
-    once; the training set stays grey and is drawn anew in every step.
+    once; the training set stays grey and is drawn anew in every step. Of a script without the flag,
+    as gan.py, they stay as they are.
     """
-    if args.binarize == "none":
+    if getattr(args, "binarize", "none") == "none":
         return data
     if args.binarize == "threshold":
         return data._replace(x_train=by_parts(above_half, data.x_train),

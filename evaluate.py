@@ -138,9 +138,7 @@ def measure(checkpoint, module, models, args):
     if args.temperature != 1 and not first.is_flow:
         fail(f"--temperature is for flows, and {checkpoint['script']}.py trains none; remove it")
     data = load_data_of_run(checkpoint, args)
-    seen = data            # as the models saw it
-    if hasattr(first.args, "binarize"):
-        seen = binarize(data, first.args)
+    seen = binarize(data, first.args)   # as the models saw it
     note_changed_data(checkpoint, seen)
     reasons = impossible_groups(module, first, data)
     wanted = possible_groups(args.metrics, reasons)
@@ -199,10 +197,8 @@ def load_data_of_run(checkpoint, args):
 def note_changed_data(checkpoint, data):
     """Print a line if these data, as the model sees them, are not those of the run. Where it saw a
     subset of the training images, the test images tell."""
-    names = ["test content"]
-    if checkpoint["args"]["train_size"] is None:
-        names.append("content")
-    if is_other_data(checkpoint["data"], data, names):
+    is_subset = checkpoint["args"]["train_size"] is not None
+    if is_other_data(checkpoint["data"], data, test_only=is_subset):
         tell("note: the data have changed since this run was trained; the numbers are those of the "
              "data as they are now")
 

@@ -128,6 +128,10 @@ class Source:
                 words.append(f"{condition.name} {in_words(condition, value.item())}")
         return ", ".join(words)
 
+    def label_in_name(self):
+        """"_3" for a file name; "" without --class."""
+        return "" if self.label is None else f"_{file_name(self, self.label)}"
+
     def settings_in_name(self):
         """"_angle30" for a file name; "" where no condition is set."""
         parts = []
@@ -142,8 +146,7 @@ class Source:
         check_split(self.checkpoint, self.dataset)
         data = load_data(self.dataset, self.data_folder, self.device, **data_options(args))
         check_kind_of_data(self.card, data, self.dataset)
-        if hasattr(args, "binarize"):
-            data = binarize(data, args)
+        data = binarize(data, args)
         if is_other_data(self.card, data):
             tell(f"note: --dataset {self.dataset} has changed since this run was trained")
         return data
@@ -402,9 +405,7 @@ def samples(source, args):
     """--samples N: from the prior, or as draw_codes says."""
     n = args.samples or 64
     z, y = draw_codes(source, range(n), source.label, args.seed)
-    name = f"samples_{n}"
-    if source.label is not None:
-        name = f"samples_{file_name(source, source.label)}_{n}"
+    name = f"samples{source.label_in_name()}_{n}"
     name += fitted_in_name(source) + source.settings_in_name() + temperature_in_name(args)
     save_images(args, name, draw(source.model, args.temperature * z, y, args), args.columns,
                 title=source.settings_in_words())
@@ -450,9 +451,7 @@ def sweep(source, args):
             names.append(source.names[label])
     z, y = torch.cat(z), torch.tensor(labels)
 
-    name = f"sweep_{harmless(condition.name)}"
-    if source.label is not None:
-        name += f"_{file_name(source, source.label)}"
+    name = f"sweep_{harmless(condition.name)}{source.label_in_name()}"
 
     places = torch.linspace(condition.low, condition.high, args.steps).tolist()
     columns = images_at(source, index, places, z, y, args)
@@ -498,9 +497,7 @@ def interpolate(source, args):
         first = source.index_of("--digits", args.digits[0])
         last = source.index_of("--digits", args.digits[1])
         name = f"interpolation_of_{file_name(source, first)}_{file_name(source, last)}"
-    if source.label is not None:
-        name += f"_{file_name(source, source.label)}"
-    name += source.settings_in_name()
+    name += source.label_in_name() + source.settings_in_name()
 
     if args.gif:
         if model.is_flow:
@@ -677,10 +674,7 @@ def traverse(source, args):
         z[row, :, unit] = mean[unit] + deviation[unit] * places
     z = z.flatten(0, 1)
     images = draw(source.model, z, c.repeat_interleave(len(z), 0), args)
-    name = "traverse"
-    if source.label is not None:
-        name = f"traverse_{file_name(source, source.label)}"
-    name += source.settings_in_name()
+    name = "traverse" + source.label_in_name() + source.settings_in_name()
     of_what = "codes" if source.model.is_autoencoder else "prior"
     title = (f"each row moves one unit of z from -3 to 3 standard deviations of the {of_what}; the "
              f"others stay as in {taken}")
@@ -725,9 +719,7 @@ def span(source, args):
     z = z.repeat(side * side, 1)
     z[:, :2] = torch.cartesian_prod(places, places)   # z 1 by row, z 2 along a row
     images = draw(source.model, z, y.repeat(len(z)), args)
-    name = "span"
-    if source.label is not None:
-        name = f"span_{file_name(source, source.label)}"
+    name = "span" + source.label_in_name()
     title = f"z 1 (downwards) and z 2 (to the right) from {-args.span:g} to {args.span:g}"
     if source.model.classes > 0:
         title = f"class {on_page(source.names[y.item()])}: {title}"
@@ -872,11 +864,8 @@ def gif(source, args):
                 page = Path(scratch, f"latent_{step}.png")
                 save_latent(page, {f"{unit} {step}": mu}, source.data, model.args)
                 map_pages.append(page)
-        name = "samples"
-        if source.label is not None:
-            name += f"_{file_name(source, source.label)}"
-        name += source.settings_in_name() + temperature_in_name(args)
-        save_gif(args, f"{name}.gif", sample_pages)
+        name = "samples" + source.label_in_name() + source.settings_in_name()
+        save_gif(args, f"{name}{temperature_in_name(args)}.gif", sample_pages)
         if with_map:
             save_gif(args, "latent.gif", map_pages)
 

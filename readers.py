@@ -70,7 +70,8 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
         values_train, values_test = torch.empty(len(x_train), 0), torch.empty(len(x_test), 0)
         conditions = []
     else:
-        parts = read_path(path, image_size, skip_broken, background, cache, notes, say)
+        options = FolderOptions(image_size, skip_broken, background)
+        parts = read_path(path, options, cache, notes, say)
         x_train, y_train, x_test, y_test, classes = arrange(f"--dataset {path}", parts, notes)
         values_train, values_test = parts.values[~parts.is_test], parts.values[parts.is_test]
         conditions = describe(parts.value_names, values_train)
@@ -103,12 +104,12 @@ def load_data(name, folder="data", device="cpu", image_size=None, train_size=Non
                          conditions=tuple(conditions))
 
 
-def read_path(path, image_size, skip_broken, background, cache, notes, say):
+def read_path(path, options, cache, notes, say):
     """The Parts of an image folder, of an .npz file or of a folder of .npy files."""
     if os.path.isfile(path / "x_train.npy"):
         return read_arrays(path, cache, notes, say)
     if os.path.isdir(path):
-        return read_folder(path, image_size, skip_broken, background, cache, notes, say)
+        return read_folder(path, options, cache, notes, say)
     if os.path.isfile(path) and path.suffix.lower() in (".npz", ".npy"):
         return read_arrays(path, cache, notes, say)
     fail(f"--dataset {path} was not found; use {', '.join(READERS)}, the path of an image folder "
@@ -769,6 +770,13 @@ DECODED_ONCE = 2 ** 20
 DECODER = 2   # to be raised where read_image or resize change: what was decoded is decoded again
 
 
+class FolderOptions(NamedTuple):
+    """How the images of a folder are read; as in load_data."""
+    size: int | None
+    skip_broken: bool
+    background: str
+
+
 class Listing(NamedTuple):
     """The image files of a folder."""
     root: Path
@@ -777,7 +785,7 @@ class Listing(NamedTuple):
     left_out: dict  # {why: [file, ...]}
 
 
-def read_folder(root, size, skip_broken, background, cache, notes, say):
+def read_folder(root, options, cache, notes, say):
     """Images in `root` itself or in one folder per class, at any depth; or the same in train/ and
     test/ (or one of TEST_FOLDERS). Grey if all images are grey, else RGB. Those of a large folder
     are kept, decoded, in the folder `cache`."""
@@ -792,11 +800,10 @@ def read_folder(root, size, skip_broken, background, cache, notes, say):
     except OSError as error:
         fail(f"--dataset {root} cannot be read ({error})")
     files = Listing(root, pairs, n_train, left_out)
-    options = (size, skip_broken, background)
     if n_bytes < DECODED_ONCE:
         return decode_folder(files, options, None, notes, say)
     try:
-        with kept_images(cache, root, options, f"{DECODER} {key}") as file:
+        with kept_images(cache, root, tuple(options), f"{DECODER} {key}") as file:
             return decode_folder(files, options, file, notes, say)
     except OSError as error:
         notes.append(not_kept(cache, error))
@@ -849,12 +856,12 @@ def decode_folder(files, options, file, notes, say):
 def folder_notes(files, remarks, options):
     """What is said of a folder: what was left out or converted, and what lies deep. remarks: of
     decode_images."""
-    _, _, background = options
-    damaged = {"damaged": "damaged"}
-    converted = {"grey": "from grey to RGB", "transparent": f"from transparent to {background}",
-                 "frames": "from several frames to the first"}
-    left_out = files.left_out | remarked(files, remarks, damaged)
-    converted = remarked(files, remarks, converted)
+    left_out = files.left_out | remarked(files, remarks, {"damaged": "damaged"})
+    converted = remarked(files, remarks, {
+        "grey": "from grey to RGB",
+        "transparent": f"from transparent to {options.background}",
+        "frames": "from several frames to the first",
+    })
     notes = []
     if left_out:
         notes.append(f"files left out: {counts(files.root, left_out)}")
@@ -880,9 +887,8 @@ def decode_images(files, options, kept_in, say):
     """The images of all files, uint8 (N, C, H, W), and remarks on them, {"damaged": [3, 7], ...},
     with the numbers of the files. kept_in: the file in which they will be kept; None: they are
     decoded here and stay in memory."""
-    size, skip_broken, background = options
     paths = [file for file, _ in files.pairs]
-    decoder = Decoder(paths, size, background)
+    decoder = Decoder(paths, options.size, options.background)
     images = (decoder[i] for i in range(len(paths)))
     if kept_in is not None:
         message = (f"--dataset {files.root}: decoding {len(paths):,} images, once; they are kept "
@@ -894,7 +900,7 @@ def decode_images(files, options, kept_in, say):
     with scratch_file(kept_in) as raw:
         for i, (image, remarks_on_it) in enumerate(images):
             if isinstance(image, ValueError):
-                if not skip_broken:
+                if not options.skip_broken:
                     fail(str(image))
                 remarks.setdefault("damaged", []).append(i)
                 continue
@@ -1131,9 +1137,10 @@ def read_image(file, size=None, background="white"):
                 mode, area = image.mode, image.width * image.height
                 if mode[0] not in "IF" and (size is not None or area <= MAX_PIXELS):
                     upright = ImageOps.exif_transpose(image)
-                    if is_transparent(upright):
+                    opaque, was_transparent = without_alpha(upright, background)
+                    pixels = np.array(opaque)
+                    if was_transparent:
                         remarks.append("transparent")
-                    pixels = np.array(without_alpha(upright, background))
                     if getattr(image, "is_animated", False):
                         remarks.append("frames")
         except Image.DecompressionBombError:
@@ -1151,24 +1158,17 @@ def read_image(file, size=None, background="white"):
     return channels_first(pixels[None]), remarks
 
 
-def is_transparent(image):
-    """Whether a Pillow image has pixels that are not opaque."""
-    if not image.has_transparency_data:
-        return False
-    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return lowest < 255
-
-
 def without_alpha(image, background):
-    """A Pillow image as L or RGB. What lies under transparent pixels is often noise, so they show
-    the background."""
+    """A Pillow image as L or RGB, and whether any of its pixels was not opaque. What lies under
+    transparent pixels is often noise, so they show the background."""
     from PIL import Image
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        behind = Image.new("RGBA", image.size, background)
-        image = Image.alpha_composite(behind, image)
-    return image.convert(mode)
+    if not image.has_transparency_data:
+        return image.convert(mode), False
+    image = image.convert("RGBA")
+    lowest, _ = image.getchannel("A").getextrema()
+    behind = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(behind, image).convert(mode), lowest < 255
 
 
 def channels_first(x):

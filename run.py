@@ -1232,20 +1232,28 @@ def stored_flags(args):
 
 def data_card(data):
     """What a model must know of its data to be rebuilt, and what tells other data from these."""
-    tensors = [data.x_train, data.y_train, data.y_test]
     told_more = {}
     if data.v_train is not None:   # more than the label, or less
-        tensors += [data.v_train, data.v_test]
         conditions = [condition._asdict() for condition in data.conditions]
         told_more = {"conditions": conditions, "n_c": data.n_c}
+    return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
+            "training images": len(data.x_train), "test images": len(data.x_test),
+            "content": hash_of_content(data), "test content": hash_of(data.x_test), **told_more}
+
+
+def hash_of_content(data):
+    """A hash of all that belongs to the data but the test images, which have one of their own."""
+    tensors = [data.x_train, data.y_train, data.y_test]
+    if data.v_train is not None:
+        tensors += [data.v_train, data.v_test]
+    return hash_of(*tensors)
+
+
+def hash_of(*tensors):
     digest = hashlib.sha256()
     for tensor in tensors:
         hash_rows(digest, tensor)
-    test_digest = hashlib.sha256()
-    hash_rows(test_digest, data.x_test)
-    return {"name": data.name, "shape": list(data.x_train.shape[1:]), "classes": data.classes,
-            "training images": len(data.x_train), "test images": len(data.x_test),
-            "content": digest.hexdigest(), "test content": test_digest.hexdigest(), **told_more}
+    return digest.hexdigest()
 
 
 def check_kind_of_data(card, data, dataset):
@@ -1258,11 +1266,14 @@ def check_kind_of_data(card, data, dataset):
                  "data, or name their new place with --dataset")
 
 
-def is_other_data(card, data, names=("content", "test content")):
-    """Whether data are not those of the data card of a run. Runs of the first edition do not say,
-    and older ones do not of their test images."""
-    today = data_card(data)
-    return any(card.get(name) not in (None, "", today[name]) for name in names)
+def is_other_data(card, data, test_only=False):
+    """Whether data are not those of the data card of a run; test_only: whether the test images are
+    not. Runs of the first edition do not say, and older ones do not of their test images."""
+    if card.get("test content") and card["test content"] != hash_of(data.x_test):
+        return True
+    if test_only or not card.get("content"):
+        return False
+    return card["content"] != hash_of_content(data)
 
 
 def check_optimizer(optimizer):

@@ -117,9 +117,7 @@ def main(argv):
         fail(f"{run} is a run of {checkpoint['script']}.py, whose model has no encoder; use one of "
              "vae.py or cvae.py")
     data = load_turned(checkpoint, folder)
-    seen = data   # as the models saw it
-    if hasattr(models[""].args, "binarize"):
-        seen = binarize(data, models[""].args)
+    seen = binarize(data, models[""].args)   # as the models saw it
     n = len(data.x_test)
     network, error = train_regressor(data)
     found = {f"angle_error_real_{n}": error}
